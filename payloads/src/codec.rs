@@ -166,6 +166,36 @@ pub(crate) fn check_value(what: &'static str, value: &str) -> Result<(), Invalid
     Ok(())
 }
 
+/// A string that a system call takes: no NUL, bounded.
+pub(crate) fn check_c_string(what: &'static str, text: &str) -> Result<(), Invalid> {
+    check_text(what, text, limits::ARGUMENT_BYTES)?;
+    if text.contains('\0') {
+        return Err(Invalid::new(what, "text without a NUL character"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_path(what: &'static str, path: Option<&String>) -> Result<(), Invalid> {
+    let Some(path) = path else { return Ok(()) };
+    check_text(what, path, limits::PATH_BYTES)?;
+    if path.is_empty() || path.contains('\0') {
+        return Err(Invalid::new(
+            what,
+            "a path that is not empty and holds no NUL character",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a name that may be absent, written as an empty string.
+pub(crate) fn check_name_or_empty(what: &'static str, name: &str) -> Result<(), Invalid> {
+    if name.is_empty() {
+        Ok(())
+    } else {
+        check_name(what, name)
+    }
+}
+
 pub(crate) fn check_each<T: Payload>(
     what: &'static str,
     items: &[T],

@@ -136,8 +136,9 @@ impl Payload for Grant {
     }
 }
 
-/// ERROR STOP_FAILURE, DELETE_FAILURE, INVALID_FRAME, UNAUTHORIZED, BUSY and UNSUPPORTED: what was
-/// wrong and what is accepted, in words.
+/// ERROR STOP_FAILURE and DELETE_FAILURE: what was wrong and what is accepted, in words. The errors
+/// of the session itself (INVALID_FRAME, UNAUTHORIZED, BUSY, UNSUPPORTED) carry the protocol's own
+/// refusal, a code and a text.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Failure {
     pub text: String,

@@ -46,7 +46,7 @@ pub struct Capacity {
     pub disk_mib: u32,
     /// Free thousandths of each device, by device index.
     pub gpu_millis: Vec<u16>,
-    /// Sorted by name, names distinct.
+    /// Sorted by name, names distinct; a count may be 0.
     pub resources: Vec<Resource>,
 }
 
@@ -119,9 +119,6 @@ fn check_resources(resources: &[Resource]) -> Result<(), Invalid> {
     check_len("resources", resources.len(), limits::RESOURCES)?;
     for resource in resources {
         check_name("resource name", &resource.name)?;
-        if resource.count == 0 {
-            return Err(Invalid::new("resource count", "a whole number from 1"));
-        }
     }
     if resources
         .windows(2)
@@ -152,6 +149,9 @@ impl Payload for Demand {
         if usize::from(self.gpus) > limits::GPUS {
             return Err(Invalid::new("gpus", "at most 32 devices"));
         }
+        if self.resources.iter().any(|resource| resource.count == 0) {
+            return Err(Invalid::new("resource count", "a whole number from 1"));
+        }
         check_resources(&self.resources)
     }
 }
@@ -162,11 +162,7 @@ impl Payload for Capacity {
         if self.gpu_millis.iter().any(|&free| free > GPU_MILLIS) {
             return Err(Invalid::new("gpu_millis", "0 to 1000 for each device"));
         }
-        check_len("resources", self.resources.len(), limits::RESOURCES)?;
-        for resource in &self.resources {
-            check_name("resource name", &resource.name)?;
-        }
-        Ok(())
+        check_resources(&self.resources)
     }
 }
 

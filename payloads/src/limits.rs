@@ -33,7 +33,16 @@ pub const USER_DATA_BYTES: usize = 65_536;
 pub const OWNERS: usize = 16;
 /// Instances in one page of an inventory or of node statistics: a page stays below 1 MiB.
 pub const PAGE: usize = 512;
-/// Nodes in one page of a node list.
+/// Nodes in one page of a node list or in one batch of statistics. Nodes with many labels or
+/// instances fill a page sooner: [`PAGE_BYTES`] ends it as well.
 pub const NODE_PAGE: usize = 256;
+/// Encoded bytes at which a page of nodes, of an inventory or of statistics is ended: with the
+/// largest entry behind it (a node with 512 usages) it stays below the 1 MiB of its operand.
+pub const PAGE_BYTES: usize = 900 * 1024;
+/// What a controller's START may take: the operand's 256 KiB less the largest stamp, so that every
+/// START which a scheduler accepts can be forwarded.
+pub const START_BYTES: usize = 256 * 1024 - STAMP_BYTES;
+/// The largest [`StartStamp`](crate::place::StartStamp): three counters and a share of each device.
+pub const STAMP_BYTES: usize = 3 * 8 + 8 + GPUS * 4;
 /// Counted reasons in one EXPLAIN reply: one for each kind and dimension.
 pub const REASONS: usize = 64;

@@ -46,11 +46,16 @@ pub struct NodeFacts {
 
 impl Payload for NodeFacts {
     fn check(&self) -> Result<(), Invalid> {
-        check_text("hostname", &self.hostname, limits::VALUE_BYTES)?;
-        check_text("address", &self.address, limits::VALUE_BYTES)?;
+        check_value("hostname", &self.hostname)?;
+        check_value("address", &self.address)?;
         self.allocatable.check()?;
         check_each("labels", &self.labels, limits::LABELS)?;
-        check_len("runtimes", self.runtimes.len(), Runtime::ALL.len())
+        check_len("runtimes", self.runtimes.len(), Runtime::ALL.len())?;
+        if self.schema_min > self.schema_max {
+            return Err(Invalid::new("schema_min", "at most schema_max"));
+        }
+        check_value("isolation", &self.isolation)?;
+        check_value("acceleration", &self.acceleration)
     }
 }
 
@@ -153,6 +158,7 @@ impl Payload for NodeStats {
     fn check(&self) -> Result<(), Invalid> {
         check_name("node", &self.node)?;
         self.available.check()?;
+        check_len("runtimes", self.runtimes.len(), Runtime::ALL.len())?;
         check_text("reason", &self.reason, limits::TEXT_BYTES)?;
         check_each("usages", &self.usages, limits::PAGE)
     }

@@ -4,8 +4,8 @@
 //! scheduler decodes the prefix alone, puts a [`StartStamp`] in front and forwards the payload's
 //! bytes untouched, so a launcher reads stamp, prefix, body.
 
-use crate::codec::{Invalid, Payload, check_each, check_len, check_name, check_text};
-use crate::demand::{Constraint, Demand, Runtime};
+use crate::codec::{Invalid, Payload, check_each, check_len, check_name, check_text, check_value};
+use crate::demand::{Constraint, Demand, GPU_MILLIS, Runtime};
 use crate::ids::{
     Attempt, ControllerEpoch, Generation, InstanceId, OwnerId, Seq, SessionEpoch, Term,
 };
@@ -83,7 +83,15 @@ pub struct StartStamp {
 
 impl Payload for StartStamp {
     fn check(&self) -> Result<(), Invalid> {
-        check_len("GPU shares", self.gpus.len(), limits::GPUS)
+        check_len("GPU shares", self.gpus.len(), limits::GPUS)?;
+        if self
+            .gpus
+            .iter()
+            .any(|share| share.millis == 0 || share.millis > GPU_MILLIS)
+        {
+            return Err(Invalid::new("GPU share", "1 to 1000 for each device"));
+        }
+        Ok(())
     }
 }
 
@@ -212,6 +220,27 @@ pub struct CountedReason {
     pub nodes: u32,
 }
 
+impl Payload for CountedReason {
+    fn check(&self) -> Result<(), Invalid> {
+        match &self.reason {
+            Reason::Maintenance
+            | Reason::ReportsFull
+            | Reason::QueueFull
+            | Reason::BackedOff
+            | Reason::Schema
+            | Reason::NotThisNode => Ok(()),
+            Reason::Runtime { name } => check_name("runtime", name),
+            Reason::Label { key, value } => {
+                check_name("label key", key)?;
+                check_value("label value", value)
+            }
+            Reason::TooSmall { dimension } | Reason::Lacks { dimension } => {
+                check_value("dimension", dimension)
+            }
+        }
+    }
+}
+
 /// REPLY EXPLAIN.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct Explanation {
@@ -227,6 +256,9 @@ pub struct Explanation {
 
 impl Payload for Explanation {
     fn check(&self) -> Result<(), Invalid> {
-        check_len("reasons", self.reasons.len(), limits::REASONS)
+        if let Some(node) = &self.node {
+            check_name("node", node)?;
+        }
+        check_each("reasons", &self.reasons, limits::REASONS)
     }
 }

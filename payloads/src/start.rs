@@ -3,7 +3,10 @@
 //! Opaque to the scheduler. What the controller's policy must have allowed before it was sent
 //! (privilege, users, mounts) stands here as facts; the launcher obeys and does not judge.
 
-use crate::codec::{Invalid, Payload, check_each, check_len, check_name, check_text, check_value};
+use crate::codec::{
+    Invalid, Payload, check_c_string, check_each, check_len, check_name, check_name_or_empty,
+    check_path, check_text, check_value,
+};
 use crate::demand::Runtime;
 use crate::limits;
 use bincode::{Decode, Encode};
@@ -157,27 +160,6 @@ fn check_command(command: &[String]) -> Result<(), Invalid> {
         .try_for_each(|argument| check_c_string("argument", argument))
 }
 
-/// A string that a system call takes: no NUL, bounded.
-fn check_c_string(what: &'static str, text: &str) -> Result<(), Invalid> {
-    check_text(what, text, limits::ARGUMENT_BYTES)?;
-    if text.contains('\0') {
-        return Err(Invalid::new(what, "text without a NUL character"));
-    }
-    Ok(())
-}
-
-fn check_path(what: &'static str, path: Option<&String>) -> Result<(), Invalid> {
-    let Some(path) = path else { return Ok(()) };
-    check_text(what, path, limits::PATH_BYTES)?;
-    if path.is_empty() || path.contains('\0') {
-        return Err(Invalid::new(
-            what,
-            "a path that is not empty and holds no NUL character",
-        ));
-    }
-    Ok(())
-}
-
 fn check_optional(what: &'static str, value: Option<&String>) -> Result<(), Invalid> {
     value.map_or(Ok(()), |value| check_value(what, value))
 }
@@ -244,8 +226,8 @@ impl Payload for Task {
 impl Payload for StartBody {
     fn check(&self) -> Result<(), Invalid> {
         check_name("tenant", &self.tenant)?;
-        check_text("name", &self.name, limits::NAME_BYTES)?;
-        check_text("workload", &self.workload, limits::NAME_BYTES)?;
+        check_name_or_empty("name", &self.name)?;
+        check_name_or_empty("workload", &self.workload)?;
         check_each("environment", &self.env, limits::ENVIRONMENT)?;
         self.task.check()
     }

@@ -7,7 +7,7 @@
 //! under way than the final reader has granted, the opening credit included; nobody in between
 //! buffers more than that.
 
-use crate::codec::{Invalid, Payload, check_len, check_text};
+use crate::codec::{Invalid, Payload, check_c_string, check_len, check_path, check_text};
 use crate::ids::{InstanceId, OwnerId};
 use crate::limits;
 use bincode::{Decode, Encode};
@@ -131,13 +131,13 @@ impl Payload for StreamOpen {
                     return Err(Invalid::new("command", "a program and its arguments"));
                 }
                 check_len("arguments", command.len(), limits::ARGUMENTS)?;
-                command.iter().try_for_each(|argument| {
-                    check_text("argument", argument, limits::ARGUMENT_BYTES)
-                })
+                command
+                    .iter()
+                    .try_for_each(|argument| check_c_string("argument", argument))
             }
             StreamRequest::CopyOut { path }
             | StreamRequest::CopyIn { path, .. }
-            | StreamRequest::List { pattern: path } => check_text("path", path, limits::PATH_BYTES),
+            | StreamRequest::List { pattern: path } => check_path("path", Some(path)),
             StreamRequest::Logs(_) | StreamRequest::Stdin => Ok(()),
         }
     }
