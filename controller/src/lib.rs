@@ -1,1 +1,3 @@
-//! Placeholder
+//! Policy and durable state: tenants, quotas, workloads, instances.
+
+pub mod api;
