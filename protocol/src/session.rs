@@ -620,6 +620,12 @@ impl Session {
         }
     }
 
+    /// The bound of what may wait to be written.
+    #[must_use]
+    pub const fn queue_limit_bytes(&self) -> usize {
+        self.config.queue_limit_bytes
+    }
+
     pub(crate) const fn may_send_set(&self) -> OperandSet {
         self.may_send
     }
