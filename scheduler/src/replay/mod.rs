@@ -1,0 +1,1 @@
+//! Replays of cluster traces through the very same node table, without processes.

@@ -1,0 +1,168 @@
+//! One node of the table: what it could give, what is free, whether it takes work at all.
+//!
+//! The quantities of all nodes stand in an array of their own ([`super::NodeTable`] keeps it), since
+//! each proposal of the tree is checked against them; everything here is looked at for the few
+//! nodes that pass.
+
+use super::gpu::{self, Devices, GpuShares};
+use super::labels::LabelId;
+use super::query::{Compiled, Quantities};
+use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
+use pronto_payloads::node::{Label, NodeFacts};
+use pronto_payloads::place::GpuShare;
+use std::sync::Arc;
+
+/// What a node says of itself when it connects.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSpec {
+    pub name: String,
+    /// All that it could give if nothing ran.
+    pub allocatable: Capacity,
+    pub labels: Vec<Label>,
+    pub runtimes: Vec<Runtime>,
+    /// The payload schemas that it reads.
+    pub schema_min: u16,
+    pub schema_max: u16,
+}
+
+impl NodeSpec {
+    #[must_use]
+    pub fn new(name: &str, facts: &NodeFacts) -> Self {
+        Self {
+            name: name.to_owned(),
+            allocatable: facts.allocatable.clone(),
+            labels: facts.labels.clone(),
+            runtimes: facts.runtimes.clone(),
+            schema_min: facts.schema_min,
+            schema_max: facts.schema_max,
+        }
+    }
+}
+
+/// A reason for which a node takes no work, whatever is free. Several may hold at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Obstacle {
+    /// An administrator drains it, or it shuts down.
+    Maintenance,
+    /// It reports FULL.
+    Full,
+    /// Its session's outbound queue has no room.
+    QueueFull,
+    /// Repeated failures of its own have put it in back-off.
+    BackedOff,
+}
+
+/// The obstacles of one node; empty = it takes work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission(u8);
+
+impl Admission {
+    pub const OPEN: Self = Self(0);
+
+    #[must_use]
+    pub const fn has(self, obstacle: Obstacle) -> bool {
+        self.0 & (1 << obstacle as u8) != 0
+    }
+
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        self.0 == 0
+    }
+
+    #[must_use]
+    pub const fn with(self, obstacle: Obstacle, holds: bool) -> Self {
+        let bit = 1 << obstacle as u8;
+        Self(if holds { self.0 | bit } else { self.0 & !bit })
+    }
+}
+
+/// Everything about a node but its quantities.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) name: Arc<str>,
+    pub(super) allocatable: Capacity,
+    /// Ascending.
+    pub(super) labels: Box<[LabelId]>,
+    pub(super) runtimes: u8,
+    pub(super) schema_min: u16,
+    pub(super) schema_max: u16,
+    pub(super) admission: Admission,
+    /// It has reported what is free.
+    pub(super) reported: bool,
+    /// A START went there that no READY has counted yet.
+    pub(super) recent: bool,
+    pub(super) devices: Devices,
+    pub(super) resources: Vec<Resource>,
+}
+
+impl Node {
+    pub(super) fn takes_work(&self) -> bool {
+        self.admission.is_open() && self.reported
+    }
+
+    /// What a node must be, apart from what is free.
+    pub(super) fn suits(&self, query: &Compiled<'_>) -> bool {
+        self.runtimes & query.runtime != 0
+            && (self.schema_min..=self.schema_max).contains(&query.schema)
+            && query
+                .labels
+                .iter()
+                .all(|label| self.labels.binary_search(label).is_ok())
+    }
+}
+
+/// Whether named resources suffice; both lists are sorted by name.
+pub(super) fn resources_hold(free: &[Resource], need: &[Resource]) -> bool {
+    need.iter().all(|need| lacking(free, need).is_none())
+}
+
+/// The resource, if there is less of it than needed.
+pub(super) fn lacking<'a>(free: &[Resource], need: &'a Resource) -> Option<&'a str> {
+    let count = free
+        .binary_search_by(|free| free.name.cmp(&need.name))
+        .map_or(0, |at| free[at].count);
+    (count < need.count).then_some(need.name.as_str())
+}
+
+/// The quantities of a capacity.
+pub(super) fn quantities(capacity: &Capacity) -> Quantities {
+    Quantities {
+        cpu_millis: capacity.cpu_millis,
+        memory_mib: capacity.memory_mib,
+        disk_mib: capacity.disk_mib,
+        gpu_rank: gpu::rank_of_free(&capacity.gpu_millis),
+    }
+}
+
+/// Takes a demand and the devices that were chosen for it off a capacity. What is not there is not
+/// taken: a node that reports less than was reserved on it has nothing free, never less.
+pub fn subtract(capacity: &mut Capacity, demand: &Demand, gpus: &[GpuShare]) {
+    capacity.cpu_millis = capacity.cpu_millis.saturating_sub(demand.cpu_millis);
+    capacity.memory_mib = capacity.memory_mib.saturating_sub(demand.memory_mib);
+    capacity.disk_mib = capacity.disk_mib.saturating_sub(demand.disk_mib);
+    subtract_devices(&mut capacity.gpu_millis, gpus);
+    subtract_resources(&mut capacity.resources, &demand.resources);
+}
+
+pub(super) fn subtract_devices(devices: &mut [u16], gpus: &[GpuShare]) {
+    for share in gpus {
+        if let Some(free) = devices.get_mut(usize::from(share.device)) {
+            *free = free.saturating_sub(share.millis);
+        }
+    }
+}
+
+pub(super) fn subtract_resources(free: &mut [Resource], taken: &[Resource]) {
+    for taken in taken {
+        if let Ok(at) = free.binary_search_by(|free| free.name.cmp(&taken.name)) {
+            free[at].count = free[at].count.saturating_sub(taken.count);
+        }
+    }
+}
+
+/// Where a demand goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub node: super::NodeIndex,
+    pub gpus: GpuShares,
+}

@@ -1,0 +1,199 @@
+//! What a START asks of a node, and its form that the table compares with.
+
+use super::gpu;
+use super::labels::{LabelId, Labels, Where, set_bit};
+use super::tree::{Summary, WORDS};
+use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
+use pronto_payloads::place::{Explain, StartPrefix};
+use smallvec::SmallVec;
+
+/// What a node must have and be.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    pub demand: &'a Demand,
+    /// All of them must hold.
+    pub constraints: &'a [Constraint],
+    pub runtime: Runtime,
+    /// The payload schema that the node must read.
+    pub schema: u16,
+    /// Taken if it fits, before any other.
+    pub prefer: Option<&'a str>,
+    /// Passed over, as long as another node could ever hold the demand.
+    pub avoid: &'a [String],
+}
+
+impl<'a> From<&'a StartPrefix> for Query<'a> {
+    fn from(start: &'a StartPrefix) -> Self {
+        Self {
+            demand: &start.demand,
+            constraints: &start.constraints,
+            runtime: start.runtime,
+            schema: start.body_schema,
+            prefer: start.prefer.as_deref(),
+            avoid: &start.avoid,
+        }
+    }
+}
+
+impl<'a> From<&'a Explain> for Query<'a> {
+    fn from(explain: &'a Explain) -> Self {
+        Self {
+            demand: &explain.demand,
+            constraints: &explain.constraints,
+            runtime: explain.runtime,
+            schema: explain.body_schema,
+            prefer: None,
+            avoid: &[],
+        }
+    }
+}
+
+/// The four quantities that are compared for every node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Quantities {
+    pub(super) cpu_millis: u32,
+    pub(super) memory_mib: u32,
+    pub(super) disk_mib: u32,
+    /// See [`gpu::rank_of_free`].
+    pub(super) gpu_rank: u16,
+}
+
+impl Quantities {
+    pub(super) fn of_demand(demand: &Demand) -> Self {
+        Self {
+            cpu_millis: demand.cpu_millis,
+            memory_mib: demand.memory_mib,
+            disk_mib: demand.disk_mib,
+            gpu_rank: gpu::rank_of_demand(demand.gpu_shape()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn hold(&self, need: &Self) -> bool {
+        // Without a branch for each: which dimension is short is not predictable.
+        (self.cpu_millis >= need.cpu_millis)
+            & (self.memory_mib >= need.memory_mib)
+            & (self.disk_mib >= need.disk_mib)
+            & (self.gpu_rank >= need.gpu_rank)
+    }
+
+    pub(super) fn summary(&self, words: [u16; WORDS]) -> Summary {
+        Summary::new(
+            [
+                self.cpu_millis,
+                self.memory_mib,
+                self.disk_mib,
+                u32::from(self.gpu_rank),
+            ],
+            words,
+        )
+    }
+}
+
+/// The bit of a runtime in a node's set.
+pub(super) const fn runtime_bit(runtime: Runtime) -> u8 {
+    1 << runtime as u8
+}
+
+/// Four bits hold the schemas modulo four: enough to tell neighbours apart in an upgrade.
+const SCHEMA_BITS: u16 = 4;
+
+/// The fixed bits of a node: runtimes in the lowest four, schemas in the next.
+pub(super) fn fixed_words(runtimes: u8, schema_min: u16, schema_max: u16) -> [u16; WORDS] {
+    let mut words = [0; WORDS];
+    words[0] = u16::from(runtimes);
+    let last = schema_max.min(schema_min.saturating_add(SCHEMA_BITS - 1));
+    for schema in schema_min..=last {
+        words[0] |= schema_word(schema);
+    }
+    words
+}
+
+fn schema_word(schema: u16) -> u16 {
+    1 << (4 + schema % SCHEMA_BITS)
+}
+
+/// Which slots are looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target<'a> {
+    /// Those that the tree proposes.
+    Tree,
+    /// These few.
+    Slots(&'a [u32]),
+    /// None: a constraint holds for no node.
+    Nowhere,
+}
+
+/// A query in the table's own terms.
+#[derive(Debug)]
+pub(super) struct Compiled<'a> {
+    pub(super) quantities: Quantities,
+    pub(super) summary: Summary,
+    pub(super) gpu_shape: (u16, u16),
+    pub(super) runtime: u8,
+    pub(super) schema: u16,
+    pub(super) labels: SmallVec<[LabelId; 4]>,
+    pub(super) resources: &'a [Resource],
+    /// Slots to pass over.
+    pub(super) avoid: SmallVec<[u32; 4]>,
+    pub(super) target: Target<'a>,
+    /// The one slot of a constraint on a node.
+    pub(super) only: Option<u32>,
+}
+
+impl<'a> Compiled<'a> {
+    /// `find` looks up a node's slot by its name.
+    pub(super) fn new(
+        query: &Query<'a>,
+        labels: &'a Labels,
+        find: impl Fn(&str) -> Option<u32>,
+    ) -> Self {
+        let quantities = Quantities::of_demand(query.demand);
+        let runtime = runtime_bit(query.runtime);
+        let mut words = [0; WORDS];
+        words[0] = u16::from(runtime) | schema_word(query.schema);
+        let mut compiled = Self {
+            quantities,
+            summary: Summary::ABSENT,
+            gpu_shape: query.demand.gpu_shape(),
+            runtime,
+            schema: query.schema,
+            labels: SmallVec::new(),
+            resources: &query.demand.resources,
+            avoid: query.avoid.iter().filter_map(|name| find(name)).collect(),
+            target: Target::Tree,
+            only: None,
+        };
+        for constraint in query.constraints {
+            match constraint {
+                Constraint::Node(name) => match (find(name), compiled.only) {
+                    (Some(slot), None) => compiled.only = Some(slot),
+                    (Some(slot), Some(other)) if slot == other => {}
+                    _ => compiled.target = Target::Nowhere,
+                },
+                Constraint::Label { key, value } => match labels.find(key, value) {
+                    Some(label) => {
+                        compiled.labels.push(label);
+                        match labels.whereabouts(label) {
+                            Where::Bit(bit) => set_bit(&mut words, bit),
+                            Where::At(slots) => compiled.narrow(slots),
+                        }
+                    }
+                    None => compiled.target = Target::Nowhere,
+                },
+            }
+        }
+        compiled.summary = quantities.summary(words);
+        compiled
+    }
+
+    fn narrow(&mut self, slots: &'a [u32]) {
+        match self.target {
+            Target::Tree => self.target = Target::Slots(slots),
+            Target::Slots(others) if slots.len() < others.len() => {
+                self.target = Target::Slots(slots);
+            }
+            Target::Slots(_) | Target::Nowhere => {}
+        }
+    }
+}
