@@ -1,0 +1,6 @@
+//! x
+mod console;
+mod machine;
+pub mod probe;
+mod qmp;
+mod seed;
