@@ -21,7 +21,7 @@ use crate::identity::{Identity, Role};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::transport::credentials::Credentials;
 use crate::transport::tls::Tls;
-use crate::transport::verify::VerifyError;
+use crate::transport::verify::{VerifyError, take_refusal};
 use crate::transport::wire::{Wire, WireError, hear_out};
 
 /// Connections that the kernel completes for us while we are busy: all launchers of a full cell
@@ -131,11 +131,13 @@ async fn connect_unlimited(
     // rustls has verified the chain; what is left is to read who it was.
     let mut wire = shaken.into_wire(session)?;
     wire.flush().await?;
-    let mut frames = Vec::new();
-    while !wire.session().is_open() {
-        wire.read_frames(&mut frames).await?;
+    match wire.read_welcome().await {
+        Ok(()) => Ok(wire),
+        Err(error) => {
+            tokio::spawn(wire.finish());
+            Err(error)
+        }
     }
-    Ok(wire)
 }
 
 /// Connects without TLS: resolves, tries each address, sets what our sockets have set.
@@ -212,6 +214,7 @@ async fn handshake(mut stream: TcpStream, mut tls: Tls) -> Result<Shaken, WireEr
     let mut unsent = Vec::new();
     let mut early = Vec::new();
     loop {
+        take_refusal();
         let pumped = tls.pump(&mut unread, &mut unsent, &mut |plain| {
             early.extend_from_slice(plain)
         });
@@ -224,10 +227,11 @@ async fn handshake(mut stream: TcpStream, mut tls: Tls) -> Result<Shaken, WireEr
             }
             Err(error) => {
                 // The alert must arrive, or the peer learns nothing but that we hung up.
+                let refusal = take_refusal();
                 if stream.write_all(&unsent).await.is_ok() {
                     tokio::spawn(hear_out(stream));
                 }
-                return Err(error.into());
+                return Err(refusal.map_or_else(|| error.into(), WireError::Peer));
             }
         }
         if !tls.state().is_handshaking() {
@@ -304,6 +308,7 @@ impl WireError {
         matches!(
             self,
             Self::Tls(_)
+                | Self::Alert(_)
                 | Self::Peer(_)
                 | Self::Session(SessionError::Refused { .. } | SessionError::RefusedPeer { .. })
         )

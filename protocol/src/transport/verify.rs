@@ -6,14 +6,13 @@
 //! handshake are checked by rustls with the provider's algorithms. Invariant: an [`Identity`] is
 //! returned only after the chain has been verified.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
@@ -104,17 +103,31 @@ impl VerifyError {
 }
 
 impl From<VerifyError> for rustls::Error {
-    /// Chooses the alert that tells the peer most; our own side keeps the words.
+    /// Chooses the alert that tells the peer most; the words stay with us, see
+    /// [`take_refusal`].
     fn from(error: VerifyError) -> Self {
         let certificate_error = match &error {
             VerifyError::Expired { .. } => CertificateError::Expired,
             VerifyError::NotYetValid { .. } => CertificateError::NotValidYet,
             VerifyError::Revoked { .. } => CertificateError::Revoked,
             VerifyError::UnknownIssuer { .. } => CertificateError::UnknownIssuer,
-            _ => CertificateError::Other(OtherError(Arc::new(error))),
+            _ => CertificateError::ApplicationVerificationFailure,
         };
+        REFUSAL.set(Some(error));
         Self::InvalidCertificate(certificate_error)
     }
+}
+
+thread_local! {
+    /// rustls' errors have room either for the right alert or for our words. A verifier runs
+    /// within one synchronous call of its connection, so the words wait here for that call's end.
+    static REFUSAL: Cell<Option<VerifyError>> = const { Cell::new(None) };
+}
+
+/// Why a verifier has refused since the last call on this thread. To be called before a step of a
+/// handshake, to forget, and after it failed, to learn.
+pub(crate) fn take_refusal() -> Option<VerifyError> {
+    REFUSAL.take()
 }
 
 /// What certificates are judged by.

@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use rustls::AlertDescription;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -72,6 +73,9 @@ pub enum WireError {
     /// TLS failed.
     #[error("TLS failed: {0}")]
     Tls(rustls::Error),
+    /// The peer has ended the TLS connection with an alert.
+    #[error("peer ended TLS with {0:?}: {words}", words = alert_in_words(*.0))]
+    Alert(AlertDescription),
     /// The peer's certificate is not acceptable.
     #[error("TLS failed: {0}")]
     Peer(#[from] VerifyError),
@@ -99,13 +103,24 @@ pub enum WireError {
 
 impl From<rustls::Error> for WireError {
     fn from(error: rustls::Error) -> Self {
-        // What our own verifier said, in its words instead of rustls' debug form.
-        if let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = &error
-            && let Some(verify) = other.0.downcast_ref::<VerifyError>()
-        {
-            return Self::Peer(verify.clone());
+        match error {
+            rustls::Error::AlertReceived(alert) => Self::Alert(alert),
+            error => Self::Tls(error),
         }
-        Self::Tls(error)
+    }
+}
+
+/// What an alert means for whoever reads our log.
+fn alert_in_words(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::UnknownCA => "our certificate was not issued by the peer's CA",
+        AlertDescription::CertificateExpired => "our certificate has expired",
+        AlertDescription::CertificateRevoked => "our certificate has been revoked",
+        AlertDescription::CertificateRequired => "we presented no certificate",
+        AlertDescription::AccessDenied => {
+            "our certificate's role or cluster is not the one that the peer accepts"
+        }
+        _ => "the peer gives no reason",
     }
 }
 
@@ -149,6 +164,8 @@ pub struct Wire {
     waker: Option<Waker>,
     stuck: bool,
     peer_closed: bool,
+    /// Frames that arrived with the peer's WELCOME, for the first read.
+    early: Vec<Frame>,
 }
 
 impl Wire {
@@ -180,6 +197,7 @@ impl Wire {
             waker: None,
             stuck: false,
             peer_closed: false,
+            early: Vec::new(),
         }
     }
 
@@ -374,6 +392,10 @@ impl Wire {
         {
             self.waker = Some(cx.waker().clone());
         }
+        if !self.early.is_empty() {
+            frames.append(&mut self.early);
+            return Poll::Ready(Ok(()));
+        }
         let mut unstuck = false;
         if self.stuck && self.poll_flush(cx)?.is_ready() {
             self.stuck = false;
@@ -464,6 +486,16 @@ impl Wire {
     /// Writes all that waits, for a task that owns the wire alone.
     pub async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Waits for the answer to our HELLO. Frames that come with it are kept for the first read.
+    pub(crate) async fn read_welcome(&mut self) -> Result<(), WireError> {
+        let mut frames = Vec::new();
+        while !self.session.is_open() {
+            self.read_frames(&mut frames).await?;
+        }
+        self.early = frames;
+        Ok(())
     }
 
     /// Waits for the peer's HELLO, within the rest of the handshake's time limit.
