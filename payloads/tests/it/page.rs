@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// The page's text.
 pub(crate) fn text() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/PAYLOADS-part.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../PROTOCOL.md");
     std::fs::read_to_string(path).expect("PROTOCOL.md stands beside the crates")
 }
 
