@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pronto_protocol::transport::{
@@ -361,8 +360,4 @@ async fn keepalives_are_answered_without_the_daemons_knowing() {
             .contains("BUSY: nothing heard from the peer for 30s"),
         "{error}"
     );
-}
-
-pub(crate) fn shared(credentials: &Arc<Credentials>) -> Arc<Credentials> {
-    credentials.clone()
 }
