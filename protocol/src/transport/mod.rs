@@ -24,4 +24,4 @@ pub use credentials::{Credentials, CredentialsError, TlsFiles};
 pub use link::{Link, LinkClosed, LinkReceiver, LinkSender};
 pub use ops::{OpsHandler, OpsReply, serve_ops};
 pub use verify::VerifyError;
-pub use wire::{Flush, Wire, WireError, read_frames};
+pub use wire::{DetachedWire, Flush, Wire, WireError, read_frames};
