@@ -28,7 +28,7 @@ async fn many_senders_share_a_link_and_each_keeps_its_order() {
             }
         });
     }
-    let mut next = [0; SENDERS as usize];
+    let mut next = vec![0; usize::try_from(SENDERS).unwrap()];
     let mut left = SENDERS * FRAMES;
     while left > 0 {
         for frame in receiver.recv_batch().await.unwrap() {

@@ -12,8 +12,12 @@ use pronto_protocol::{
     Decoder, Frame, Operand, Refusal, RefusalCode, Role, SessionConfig, SessionError, codec,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::cipher::{MessageEncrypter, OutboundPlainMessage};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{
+    ClientConfig, ConnectionTrafficSecrets, ContentType, DigitallySignedStruct, ProtocolVersion,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -520,4 +524,91 @@ async fn bytes_that_are_not_tls_end_one_connection() {
         .await
         .unwrap_err();
     assert!(matches!(error, WireError::Tls(_)), "{error}");
+}
+
+/// Writes records as TLS would, with contents that TLS would not choose.
+struct Forger {
+    stream: TcpStream,
+    encrypter: Box<dyn MessageEncrypter>,
+    seq: u64,
+}
+
+impl Forger {
+    /// Takes over a client's connection after an honest handshake.
+    async fn take_over(mut client: RawClient, address: SocketAddr) -> Self {
+        client.0.enable_secret_extraction = true;
+        let (stream, connection) = client.connect(address).await.into_inner();
+        let suite = connection.negotiated_cipher_suite().unwrap();
+        let aead = suite.tls13().unwrap().aead_alg;
+        let secrets = connection.dangerous_extract_secrets().unwrap();
+        let (seq, ConnectionTrafficSecrets::Aes256Gcm { key, iv }) = secrets.tx else {
+            panic!("this client asks for AES-256 first");
+        };
+        Self {
+            stream,
+            encrypter: aead.encrypter(key, iv),
+            seq,
+        }
+    }
+
+    fn record(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
+        let version = ProtocolVersion::TLSv1_3;
+        let message = OutboundPlainMessage {
+            typ,
+            version,
+            payload: payload.into(),
+        };
+        let record = self.encrypter.encrypt(message, self.seq).unwrap().encode();
+        self.seq += 1;
+        record
+    }
+}
+
+#[tokio::test]
+async fn half_a_key_update_does_not_shake_the_one_who_writes_meanwhile() {
+    let ca = Ca::new();
+    let listener = loopback();
+    let address = listener.local_addr().unwrap();
+    let credentials = ca.credentials(SCHEDULER);
+    let config = SessionConfig::default();
+    let forging = async {
+        let mut forger = Forger::take_over(RawClient::good(&ca, LAUNCHER), address).await;
+        let mut hello = Vec::new();
+        codec::encode(
+            &Frame::new(Operand::Hello, control_hello().encode()),
+            &mut hello,
+        )
+        .unwrap();
+        // HELLO, three of a key update's five bytes, and a piece of the next record's header: all
+        // of it in one segment, so that the server writes WELCOME with them in its hands.
+        let mut bytes = forger.record(ContentType::ApplicationData, &hello);
+        bytes.extend(forger.record(ContentType::Handshake, &[24, 0, 0]));
+        let rest = forger.record(ContentType::Handshake, &[1, 0]);
+        bytes.extend(&rest[..2]);
+        forger.stream.write_all(&bytes).await.unwrap();
+        let mut welcome = [0; 512];
+        assert!(forger.stream.read(&mut welcome).await.unwrap() > 0);
+        forger.stream.write_all(&rest[2..]).await.unwrap();
+        // With its keys updated the server can't read what the old ones encrypt: that ends it.
+        let stale = forger.record(ContentType::ApplicationData, &[0; 16]);
+        forger.stream.write_all(&stale).await.unwrap();
+        forger
+    };
+    let serving = async {
+        let mut wire = welcome_one(&listener, &credentials, config).await.unwrap();
+        let mut frames = Vec::new();
+        loop {
+            wire.queue(&Frame::new(Operand::SetMode, vec![1])).unwrap();
+            wire.try_flush().unwrap();
+            if let Err(error) = wire.read_frames(&mut frames).await {
+                wire.finish().await;
+                return error;
+            }
+        }
+    };
+    let (_forger, error) = tokio::join!(forging, serving);
+    assert!(
+        matches!(error, WireError::Tls(rustls::Error::DecryptError)),
+        "{error}"
+    );
 }
