@@ -6,6 +6,7 @@
 
 mod allocation;
 mod document;
+mod example;
 mod golden;
 mod hostile;
 mod limits;
