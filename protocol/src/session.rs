@@ -25,185 +25,25 @@
 //! Invariants: nothing but HELLO passes before WELCOME; after an error nothing passes at all; no
 //! input makes it hold more than one frame's limit plus the bound of its queue.
 
-use std::time::{Duration, Instant};
+mod config;
+mod error;
+
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::codec::Decoder;
 use crate::frame::Frame;
-use crate::header::{Flags, FrameError};
-use crate::hello::{Hello, HelloError, Refusal, RefusalCode, VersionRange, Welcome};
+use crate::header::Flags;
+use crate::hello::{Hello, Refusal, Welcome};
 use crate::identity::Role;
 use crate::operand::{Operand, OperandSet};
 use crate::outbox::Outbox;
 pub use crate::outbox::SendError;
 use crate::permissions::{Purpose, sendable};
-
-/// How long a session waits for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// From the accepted connection to the end of its TLS handshake, and from there to HELLO; for
-    /// the connecting end, from the first packet to WELCOME.
-    pub handshake: Duration,
-    /// Silence after which a PING asks whether the peer is there.
-    pub keepalive: Duration,
-    /// Silence after which the peer is taken for dead.
-    pub idle: Duration,
-    /// Time without any progress in writing what waits after which the peer is cut.
-    pub stall: Duration,
-}
-
-impl Timeouts {
-    /// Three PINGs fit into the idle time, so that one lost wake-up cuts nobody.
-    pub const DEFAULT: Self = Self {
-        handshake: Duration::from_secs(5),
-        keepalive: Duration::from_secs(10),
-        idle: Duration::from_secs(30),
-        stall: Duration::from_secs(30),
-    };
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
-
-/// What bounds a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionConfig {
-    /// Time limits.
-    pub timeouts: Timeouts,
-    /// The most bytes that wait to be written, frame headers included.
-    pub queue_limit_bytes: usize,
-    /// Versions that this end speaks; a build has one range, tests may have others.
-    pub versions: VersionRange,
-}
-
-impl SessionConfig {
-    /// Room for two of the largest frames and for thousands of STARTs.
-    pub const DEFAULT_QUEUE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
-}
-
-impl Default for SessionConfig {
-    fn default() -> Self {
-        Self {
-            timeouts: Timeouts::DEFAULT,
-            queue_limit_bytes: Self::DEFAULT_QUEUE_LIMIT_BYTES,
-            versions: VersionRange::SUPPORTED,
-        }
-    }
-}
-
-/// Why a session ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SessionError {
-    /// The bytes are not frames.
-    #[error("peer sent an invalid frame: {0}")]
-    Frame(#[from] FrameError),
-    /// HELLO, WELCOME or a refusal can't be read.
-    #[error("peer sent an invalid payload: {0}")]
-    Hello(#[from] HelloError),
-    /// The peer's role may not send this.
-    #[error("{operand} may not be sent by a {from} to a {to} on a {purpose} session")]
-    NotPermitted {
-        /// What it sent.
-        operand: Operand,
-        /// Its role.
-        from: Role,
-        /// Ours.
-        to: Role,
-        /// The session's.
-        purpose: Purpose,
-    },
-    /// The frame is known and comes at the wrong time.
-    #[error("{operand} came while {expected} was expected")]
-    OutOfPlace {
-        /// What came.
-        operand: Operand,
-        /// What would have been right.
-        expected: &'static str,
-    },
-    /// The ranges of versions do not overlap.
-    #[error("no common protocol version: peer speaks {peer}, accepted: {ours}")]
-    NoCommonVersion {
-        /// The peer's.
-        peer: VersionRange,
-        /// Ours.
-        ours: VersionRange,
-    },
-    /// WELCOME answers another HELLO than ours.
-    #[error(
-        "WELCOME is not the answer to this HELLO: its {field} is {found}; accepted: {accepted}"
-    )]
-    WrongWelcome {
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        found: u64,
-        /// What it may be.
-        accepted: String,
-    },
-    /// The peer has refused us, and closes.
-    #[error("peer refused with {}: {refusal}", .operand.name())]
-    Refused {
-        /// Which ERROR.
-        operand: Operand,
-        /// Its reason.
-        refusal: Refusal,
-    },
-    /// We have refused the peer.
-    #[error("refused the peer with {}: {refusal}", .operand.name())]
-    RefusedPeer {
-        /// Which ERROR.
-        operand: Operand,
-        /// The reason.
-        refusal: Refusal,
-    },
-    /// No HELLO, or no WELCOME, in time.
-    #[error("no {expected} within {limit:?}")]
-    HandshakeTimeout {
-        /// What was waited for.
-        expected: &'static str,
-        /// How long.
-        limit: Duration,
-    },
-    /// Nothing was heard for too long.
-    #[error("nothing heard from the peer for {limit:?}")]
-    Idle {
-        /// How long.
-        limit: Duration,
-    },
-    /// Nothing of what waits could be written for too long.
-    #[error("peer has read nothing for {limit:?} while {queued_bytes} bytes waited")]
-    Stalled {
-        /// How long.
-        limit: Duration,
-        /// What waited.
-        queued_bytes: usize,
-    },
-}
-
-impl SessionError {
-    /// The ERROR that tells the peer, if there is a point in telling it.
-    fn as_refusal(&self) -> Option<(Operand, RefusalCode)> {
-        match self {
-            Self::Frame(_) => Some((Operand::InvalidFrame, RefusalCode::MalformedFrame)),
-            Self::Hello(_) => Some((Operand::InvalidFrame, RefusalCode::MalformedPayload)),
-            Self::OutOfPlace { .. } | Self::WrongWelcome { .. } => {
-                Some((Operand::InvalidFrame, RefusalCode::OutOfPlace))
-            }
-            Self::NotPermitted { .. } => Some((Operand::Unauthorized, RefusalCode::NotPermitted)),
-            Self::NoCommonVersion { .. } => {
-                Some((Operand::Unsupported, RefusalCode::NoCommonVersion))
-            }
-            Self::HandshakeTimeout { .. } | Self::Idle { .. } | Self::Stalled { .. } => {
-                Some((Operand::Busy, RefusalCode::TimedOut))
-            }
-            Self::Refused { .. } | Self::RefusedPeer { .. } => None,
-        }
-    }
-}
+use config::Clocks;
+pub use config::{SessionConfig, Timeouts};
+pub use error::SessionError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -253,31 +93,6 @@ pub struct Session {
 enum Greeting {
     Hello(Hello),
     Welcome(Welcome),
-}
-
-/// What the time-outs run from. Hearing sets a flag alone, so that reading needs no clock; the
-/// next tick turns it into a time, which makes each limit late by at most one tick.
-#[derive(Debug)]
-struct Clocks {
-    began: Instant,
-    heard_at: Instant,
-    heard: bool,
-    pinged_at: Option<Instant>,
-    progress_at: Instant,
-    taken_total: u64,
-}
-
-impl Clocks {
-    fn new(now: Instant) -> Self {
-        Self {
-            began: now,
-            heard_at: now,
-            heard: false,
-            pinged_at: None,
-            progress_at: now,
-            taken_total: 0,
-        }
-    }
 }
 
 impl Session {

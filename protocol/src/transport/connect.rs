@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::hello::Hello;
 use crate::identity::{Identity, Role};
-use crate::session::{Session, SessionConfig, SessionError};
+use crate::session::{Session, SessionConfig};
 use crate::transport::credentials::Credentials;
 use crate::transport::tls::Tls;
 use crate::transport::verify::{VerifyError, take_refusal};
@@ -299,18 +299,4 @@ impl Shaken {
 #[must_use]
 pub fn wall_clock() -> UnixTime {
     UnixTime::now()
-}
-
-impl WireError {
-    /// Whether the peer, or we, refused by rule: trying again soon will not help.
-    #[must_use]
-    pub const fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Tls(_)
-                | Self::Alert(_)
-                | Self::Peer(_)
-                | Self::Session(SessionError::Refused { .. } | SessionError::RefusedPeer { .. })
-        )
-    }
 }

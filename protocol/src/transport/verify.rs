@@ -104,7 +104,7 @@ impl VerifyError {
 
 impl From<VerifyError> for rustls::Error {
     /// Chooses the alert that tells the peer most; the words stay with us, see
-    /// [`take_refusal`].
+    /// `take_refusal`.
     fn from(error: VerifyError) -> Self {
         let certificate_error = match &error {
             VerifyError::Expired { .. } => CertificateError::Expired,

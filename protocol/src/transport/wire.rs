@@ -10,6 +10,9 @@
 //! Invariants: what was queued is written in its order and once; bytes held are bounded by the
 //! session's queue limit plus one batch of records outward, and by one record plus one frame inward.
 
+mod detached;
+mod error;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +20,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use rustls::AlertDescription;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -31,6 +33,8 @@ use crate::session::{SendError, Session, SessionError};
 use crate::transport::credentials::{Credentials, not_after};
 use crate::transport::tls::{MAX_RECORD_PLAINTEXT_BYTES, Tls, encrypted_bound};
 use crate::transport::verify::VerifyError;
+pub use detached::DetachedWire;
+pub use error::WireError;
 
 /// What one read asks for: some hundred STARTs, and no more than a socket buffer gives at once.
 const READ_BYTES: usize = 128 * 1024;
@@ -47,82 +51,6 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// What [`Wire::finish`] reads and throws away before it stops being polite.
 const FINISH_DRAIN_BYTES: usize = 256 * 1024;
-
-/// Why a connection ended, or did not come about.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    /// An address can't be resolved.
-    #[error("can't resolve address '{address}': {source}")]
-    Resolve {
-        /// As it was given.
-        address: String,
-        /// What the resolver says.
-        source: io::Error,
-    },
-    /// Nobody answers at an address.
-    #[error("can't connect to {address}: {source}")]
-    Connect {
-        /// As it was given.
-        address: String,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The socket failed.
-    #[error("connection failed: {0}")]
-    Io(#[from] io::Error),
-    /// TLS failed.
-    #[error("TLS failed: {0}")]
-    Tls(rustls::Error),
-    /// The peer has ended the TLS connection with an alert.
-    #[error("peer ended TLS with {0:?}: {words}", words = alert_in_words(*.0))]
-    Alert(AlertDescription),
-    /// The peer's certificate is not acceptable.
-    #[error("TLS failed: {0}")]
-    Peer(#[from] VerifyError),
-    /// The protocol was broken, a time limit passed, or one end refused the other.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// Our own first frame could not be queued.
-    #[error("can't begin a session: {0}")]
-    Begin(#[from] SendError),
-    /// The peer has closed the connection.
-    #[error("peer closed the connection{}", if *.clean { "" } else { " without saying goodbye" })]
-    Closed {
-        /// Whether it said so in TLS first.
-        clean: bool,
-    },
-    /// A step took too long.
-    #[error("{what} not done within {limit:?}")]
-    Timeout {
-        /// Which step.
-        what: &'static str,
-        /// The limit.
-        limit: Duration,
-    },
-}
-
-impl From<rustls::Error> for WireError {
-    fn from(error: rustls::Error) -> Self {
-        match error {
-            rustls::Error::AlertReceived(alert) => Self::Alert(alert),
-            error => Self::Tls(error),
-        }
-    }
-}
-
-/// What an alert means for whoever reads our log.
-fn alert_in_words(alert: AlertDescription) -> &'static str {
-    match alert {
-        AlertDescription::UnknownCA => "our certificate was not issued by the peer's CA",
-        AlertDescription::CertificateExpired => "our certificate has expired",
-        AlertDescription::CertificateRevoked => "our certificate has been revoked",
-        AlertDescription::CertificateRequired => "we presented no certificate",
-        AlertDescription::AccessDenied => {
-            "our certificate's role or cluster is not the one that the peer accepts"
-        }
-        _ => "the peer gives no reason",
-    }
-}
 
 /// Whether a flush has written everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,39 +96,6 @@ pub struct Wire {
     early: Vec<Frame>,
 }
 
-/// A connection between two runtimes; see [`Wire::detach`].
-#[derive(Debug)]
-pub struct DetachedWire {
-    stream: std::net::TcpStream,
-    tls: Tls,
-    session: Session,
-    peer: Box<Identity>,
-    peer_address: SocketAddr,
-    record_in: Vec<u8>,
-    records_out: Vec<u8>,
-    peer_closed: bool,
-    early: Vec<Frame>,
-}
-
-impl DetachedWire {
-    /// Goes on within the runtime that this is called in.
-    pub fn attach(self) -> io::Result<Wire> {
-        let stream = TcpStream::from_std(self.stream)?;
-        let Self {
-            tls,
-            session,
-            peer,
-            peer_address,
-            ..
-        } = self;
-        let (out, unread) = (self.records_out, self.record_in);
-        let mut wire = Wire::new(stream, tls, session, *peer, peer_address, out, unread);
-        wire.peer_closed = self.peer_closed;
-        wire.early = self.early;
-        Ok(wire)
-    }
-}
-
 impl Wire {
     pub(crate) fn new(
         stream: TcpStream,
@@ -232,30 +127,6 @@ impl Wire {
             peer_closed: false,
             early: Vec::new(),
         }
-    }
-
-    /// Takes the connection off this runtime, so that another thread's can have it: a TLS handshake
-    /// costs a thousand times what a frame does, and may be done where it delays nobody.
-    pub fn detach(self) -> io::Result<DetachedWire> {
-        let Self {
-            stream,
-            tls,
-            session,
-            peer,
-            peer_address,
-            ..
-        } = self;
-        Ok(DetachedWire {
-            stream: stream.into_std()?,
-            tls,
-            session,
-            peer,
-            peer_address,
-            record_in: self.record_in,
-            records_out: self.records_out[self.records_out_taken..].to_vec(),
-            peer_closed: self.peer_closed,
-            early: self.early,
-        })
     }
 
     /// Who the peer is, by its certificate.
@@ -426,7 +297,10 @@ impl Wire {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match self.try_flush()? {
-                Flush::Done => return Poll::Ready(Ok(())),
+                Flush::Done => {
+                    self.stuck = false;
+                    return Poll::Ready(Ok(()));
+                }
                 Flush::Pending => ready!(self.stream.poll_write_ready(cx))?,
             }
         }
@@ -454,9 +328,8 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         let mut unstuck = false;
-        if self.stuck && self.poll_flush(cx)?.is_ready() {
-            self.stuck = false;
-            unstuck = true;
+        if self.stuck {
+            unstuck = self.poll_flush(cx)?.is_ready();
         }
         match self.poll_read(cx, frames) {
             Poll::Pending if unstuck => Poll::Ready(Ok(())),

@@ -375,3 +375,40 @@ async fn keepalives_are_answered_without_the_daemons_knowing() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_wire_moves_to_another_runtime_with_all_that_is_under_way() {
+    let ca = Ca::new();
+    let (mut launcher, mut scheduler) = connected(&ca, SessionConfig::default()).await;
+    let mode = |n| Frame::answer(Operand::SetMode, n, vec![1; 100]);
+    scheduler.queue(&mode(1)).unwrap();
+    let detached = scheduler.detach().unwrap();
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let mut scheduler = detached.attach().unwrap();
+            scheduler.queue(&mode(2)).unwrap();
+            scheduler.flush().await.unwrap();
+            let mut frames = Vec::new();
+            while frames.is_empty() {
+                scheduler.read_frames(&mut frames).await.unwrap();
+            }
+            scheduler.finish().await;
+            frames
+        })
+    });
+    let mut frames = Vec::new();
+    while frames.len() < 2 {
+        launcher.read_frames(&mut frames).await.unwrap();
+    }
+    assert_eq!(frames, [mode(1), mode(2)]);
+    let ready = Frame::new(Operand::Ready, vec![3]);
+    launcher.queue(&ready).unwrap();
+    launcher.flush().await.unwrap();
+    while launcher.read_frames(&mut frames).await.is_ok() {}
+    drop(launcher);
+    assert_eq!(elsewhere.join().unwrap(), [ready]);
+}
