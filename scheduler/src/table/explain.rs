@@ -1,6 +1,6 @@
 //! Why a demand does not fit, counted over all nodes. Off the placement path: it is linear.
 
-use super::node::{Node, Obstacle, lacking, quantities};
+use super::node::{Node, Obstacle, Slot, lacking, quantities};
 use super::query::{Compiled, Quantities, Query};
 use super::{NodeIndex, NodeTable};
 use pronto_payloads::demand::{Constraint, Resource};
@@ -28,10 +28,10 @@ impl NodeTable {
         let mut counts: BTreeMap<Reason, u32> = BTreeMap::new();
         let mut nodes = 0;
         let mut fits = 0;
-        for (free, node) in self.free.iter().zip(&self.nodes) {
+        for (slot, node) in self.slots.iter().zip(&self.nodes) {
             let Some(node) = node else { continue };
             nodes += 1;
-            match self.reason(free, node, query, &compiled) {
+            match self.reason(slot, node, query, &compiled) {
                 Some(reason) => *counts.entry(reason).or_default() += 1,
                 None => fits += 1,
             }
@@ -45,14 +45,14 @@ impl NodeTable {
         Explained {
             nodes,
             fits,
-            node: self.search(query).map(|placement| placement.node),
+            node: self.look(query).0.map(|placement| placement.node),
             reasons,
         }
     }
 
     fn reason(
         &self,
-        free: &Quantities,
+        slot: &Slot,
         node: &Node,
         query: &Query<'_>,
         compiled: &Compiled<'_>,
@@ -64,14 +64,14 @@ impl NodeTable {
             (Obstacle::BackedOff, Reason::BackedOff),
         ];
         for (obstacle, reason) in obstacles {
-            if node.admission.has(obstacle) {
+            if slot.admission.has(obstacle) {
                 return Some(reason);
             }
         }
-        if !(node.schema_min..=node.schema_max).contains(&query.schema) {
+        if !(slot.schema_min..=slot.schema_max).contains(&query.schema) {
             return Some(Reason::Schema);
         }
-        if node.runtimes & compiled.runtime == 0 {
+        if slot.runtimes & compiled.runtime == 0 {
             return Some(Reason::Runtime {
                 name: query.runtime.name().to_owned(),
             });
@@ -102,11 +102,11 @@ impl NodeTable {
         ) {
             return Some(Reason::TooSmall { dimension });
         }
-        if !node.reported {
+        if !slot.reported {
             // Connected, and its first READY is still on the way: nothing is known to be free.
             return Some(Reason::ReportsFull);
         }
-        short(free, &node.resources, compiled, resources)
+        short(&slot.free, &node.resources, compiled, resources)
             .map(|dimension| Reason::Lacks { dimension })
     }
 }

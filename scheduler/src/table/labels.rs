@@ -8,7 +8,7 @@
 //! Only nodes add labels, so a tenant's constraints can't make this grow; a label that no node has
 //! any more is forgotten.
 
-use super::tree::WORDS;
+use super::tree::FEATURE_WORDS;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -21,8 +21,8 @@ pub(super) struct LabelId(u32);
 const RARE_NODES: usize = 64;
 /// The first bit for labels; those before it are fixed, see [`super::query`].
 pub(super) const FIRST_LABEL_BIT: u8 = 8;
-/// Bits for labels: the rest of the first two words.
-const LABEL_BITS: usize = 32 - FIRST_LABEL_BIT as usize;
+/// Bits for labels: the rest of the words.
+const LABEL_BITS: usize = 16 * FEATURE_WORDS - FIRST_LABEL_BIT as usize;
 
 #[derive(Clone, Debug)]
 enum Spread {
@@ -79,8 +79,8 @@ impl Labels {
     }
 
     /// The words of the tree for a node with these labels.
-    pub(super) fn words(&self, labels: &[LabelId]) -> [u16; WORDS] {
-        let mut words = [0; WORDS];
+    pub(super) fn features(&self, labels: &[LabelId]) -> [u16; FEATURE_WORDS] {
+        let mut words = [0; FEATURE_WORDS];
         for &label in labels {
             if let Spread::Common { bit, .. } = self.entry(label).spread {
                 set_bit(&mut words, bit);
@@ -171,8 +171,8 @@ impl Labels {
     }
 }
 
-/// Sets one of the 64 bits of a summary's words.
-pub(super) fn set_bit(words: &mut [u16; WORDS], bit: u8) {
+/// Sets one of the bits of a summary's words.
+pub(super) fn set_bit(words: &mut [u16; FEATURE_WORDS], bit: u8) {
     words[usize::from(bit / 16)] |= 1 << (bit % 16);
 }
 
@@ -199,7 +199,7 @@ mod tests {
             labels.whereabouts(zone),
             Where::Bit(FIRST_LABEL_BIT)
         ));
-        assert_eq!(labels.words(&[zone]), [1 << 8, 0, 0, 0]);
+        assert_eq!(labels.features(&[zone]), [1 << 8, 0]);
         assert!(labels.find("zone", "b").is_none());
     }
 

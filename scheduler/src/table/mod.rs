@@ -15,10 +15,12 @@
 mod explain;
 mod gpu;
 mod labels;
+mod landmarks;
 mod node;
 #[cfg(test)]
 mod oracle;
 mod query;
+mod search;
 mod tree;
 
 pub use explain::Explained;
@@ -27,16 +29,16 @@ pub use node::{Admission, NodeSpec, Obstacle, Placement, subtract};
 pub use query::Query;
 
 use labels::Labels;
-use node::{Node, resources_hold};
-use pronto_payloads::demand::{Capacity, Demand, Runtime};
-use pronto_payloads::place::{GpuShare, Refusal};
-use query::{Compiled, Quantities, Target, fixed_words, runtime_bit};
+use landmarks::Landmarks;
+use node::{Node, Slot, resources_hold};
+use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
+use pronto_payloads::place::GpuShare;
+use query::{fixed_features, runtime_bit};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tree::{Summary, Tree, WORDS};
+use tree::{Summary, Tree};
 
 /// Which of the nodes that fit is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,26 +82,20 @@ pub struct NodeIndex {
     generation: u32,
 }
 
-/// Candidates of one search.
-type Candidates = SmallVec<[u32; MAX_CHOICES as usize]>;
-
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct NodeTable {
     config: TableConfig,
-    /// What is free, by slot. Meaningful while the node takes work.
-    free: Vec<Quantities>,
+    slots: Vec<Slot>,
+    /// By slot as well; none = the slot is vacant.
     nodes: Vec<Option<Node>>,
-    /// How often a slot has been given away: the generation of its next node.
-    generations: Vec<u32>,
     /// Slots of gone nodes, taken lowest first so that the table stays dense at its head.
     vacant: BTreeSet<u32>,
     by_name: FxHashMap<Arc<str>, u32>,
     labels: Labels,
-    /// Nodes that take work.
+    landmarks: Landmarks,
+    /// Nodes that take work; its settled view is kept for [`Spread::Settle`] alone.
     open: Tree,
-    /// Those of them that are not recently used. Kept for [`Spread::Settle`] alone.
-    settled: Tree,
     /// What nodes could give if nothing ran, obstacles aside.
     allocatable: Tree,
     last_used: Option<u32>,
@@ -110,15 +106,14 @@ impl NodeTable {
     pub fn new(config: TableConfig) -> Self {
         Self {
             config,
-            free: Vec::new(),
+            slots: Vec::new(),
             nodes: Vec::new(),
-            generations: Vec::new(),
             vacant: BTreeSet::new(),
             by_name: FxHashMap::default(),
             labels: Labels::default(),
-            open: Tree::default(),
-            settled: Tree::default(),
-            allocatable: Tree::default(),
+            landmarks: Landmarks::default(),
+            open: Tree::new(config.spread == Spread::Settle),
+            allocatable: Tree::new(false),
             last_used: None,
         }
     }
@@ -160,55 +155,49 @@ impl NodeTable {
             name,
             allocatable: spec.allocatable,
             labels: ids.into(),
+            resources: Vec::new(),
+        });
+        let hot = &mut self.slots[slot as usize];
+        *hot = Slot {
+            generation: hot.generation,
             runtimes: runtime_bits(&spec.runtimes),
             schema_min: spec.schema_min,
             schema_max: spec.schema_max,
-            admission: Admission::OPEN,
-            reported: false,
-            recent: false,
-            devices: SmallVec::new(),
-            resources: Vec::new(),
-        });
+            ..Slot::default()
+        };
         // A label that has just become common has a bit now, on all nodes that have it.
         for slot in promoted.into_iter().chain([slot]) {
-            self.summarise_allocatable(slot);
-            self.summarise(slot);
+            self.describe(slot);
         }
-        NodeIndex {
-            slot,
-            generation: self.generations[slot as usize],
-        }
+        self.index_of(slot)
     }
 
     fn push_slot(&mut self) -> u32 {
         let slot = u32::try_from(self.nodes.len()).expect("fewer than 2^32 nodes connect");
-        self.free.push(Quantities::default());
+        self.slots.push(Slot::default());
         self.nodes.push(None);
-        self.generations.push(0);
         self.open.push();
-        self.settled.push();
         self.allocatable.push();
         slot
     }
 
     /// Removes a node; its slot goes to a later one.
     pub fn remove(&mut self, index: NodeIndex) {
-        if self.node(index).is_none() {
+        let slot = index.slot as usize;
+        if self.slot(index).is_none() {
             return;
         }
-        let slot = index.slot as usize;
         let Some(node) = self.nodes[slot].take() else {
             return;
         };
-        self.generations[slot] = self.generations[slot].wrapping_add(1);
+        self.slots[slot].generation = self.slots[slot].generation.wrapping_add(1);
         self.by_name.remove(&node.name);
         for &label in &node.labels {
             self.labels.remove(label, index.slot);
         }
         self.vacant.insert(index.slot);
-        self.open.set(slot, Summary::ABSENT);
-        self.settled.set(slot, Summary::ABSENT);
-        self.allocatable.set(slot, Summary::ABSENT);
+        self.open.set(slot, Summary::ABSENT, true);
+        self.allocatable.set(slot, Summary::ABSENT, true);
     }
 
     /// The node of this name.
@@ -221,22 +210,25 @@ impl NodeTable {
     fn index_of(&self, slot: u32) -> NodeIndex {
         NodeIndex {
             slot,
-            generation: self.generations[slot as usize],
+            generation: self.slots[slot as usize].generation,
         }
     }
 
-    fn node(&self, index: NodeIndex) -> Option<&Node> {
-        let slot = index.slot as usize;
-        (*self.generations.get(slot)? == index.generation)
-            .then(|| self.nodes[slot].as_ref())
-            .flatten()
+    /// The slot of a node that is still there. Removing a node raises the generation, so no index
+    /// can name a vacant slot.
+    fn slot(&self, index: NodeIndex) -> Option<&Slot> {
+        let slot = self.slots.get(index.slot as usize)?;
+        (slot.generation == index.generation).then_some(slot)
     }
 
-    fn node_mut(&mut self, index: NodeIndex) -> Option<&mut Node> {
-        let slot = index.slot as usize;
-        (*self.generations.get(slot)? == index.generation)
-            .then(|| self.nodes[slot].as_mut())
-            .flatten()
+    fn slot_mut(&mut self, index: NodeIndex) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(index.slot as usize)?;
+        (slot.generation == index.generation).then_some(slot)
+    }
+
+    fn node(&self, index: NodeIndex) -> Option<&Node> {
+        self.slot(index)?;
+        self.nodes[index.slot as usize].as_ref()
     }
 
     /// A node's name.
@@ -256,73 +248,74 @@ impl NodeTable {
     /// What is available now, as the table counts it.
     #[must_use]
     pub fn available(&self, index: NodeIndex) -> Option<Capacity> {
-        let node = self.node(index)?;
-        let free = &self.free[index.slot as usize];
+        let slot = self.slot(index)?;
         Some(Capacity {
-            cpu_millis: free.cpu_millis,
-            memory_mib: free.memory_mib,
-            disk_mib: free.disk_mib,
-            gpu_millis: node.devices.to_vec(),
-            resources: node.resources.clone(),
+            cpu_millis: slot.free.cpu_millis,
+            memory_mib: slot.free.memory_mib,
+            disk_mib: slot.free.disk_mib,
+            gpu_millis: slot.devices.to_vec(),
+            resources: self.node(index)?.resources.clone(),
         })
     }
 
     /// What is available on a node, net of all reservations that its report does not count.
     /// Returns whether anything has grown, which may be what a refused demand waits for.
     pub fn set_available(&mut self, index: NodeIndex, available: &Capacity) -> bool {
-        let slot = index.slot as usize;
-        let quantities = node::quantities(available);
-        let Some(node) = self.node_mut(index) else {
+        let Some(slot) = self.slot_mut(index) else {
             return false;
         };
-        let mut grown = !node.reported;
-        node.reported = true;
-        if node.devices.as_slice() != available.gpu_millis {
-            grown |= has_grown(&node.devices, &available.gpu_millis);
-            node.devices.clear();
-            node.devices.extend_from_slice(&available.gpu_millis);
+        let mut grown = !slot.reported;
+        slot.reported = true;
+        if slot.devices.as_slice() != available.gpu_millis {
+            grown |= has_grown(&slot.devices, &available.gpu_millis);
+            slot.devices.clear();
+            slot.devices.extend_from_slice(&available.gpu_millis);
         }
-        if node.resources != available.resources {
-            grown |= !resources_hold(&node.resources, &available.resources);
-            node.resources.clone_from(&available.resources);
-        }
-        let before = std::mem::replace(&mut self.free[slot], quantities);
-        grown |= !before.hold(&quantities);
+        let now = node::quantities(available);
+        let before = std::mem::replace(&mut slot.free, now);
+        grown |= !before.hold(&now);
+        grown |= self.set_resources(index, &available.resources);
         self.summarise(index.slot);
+        grown
+    }
+
+    fn set_resources(&mut self, index: NodeIndex, available: &[Resource]) -> bool {
+        let slot = &mut self.slots[index.slot as usize];
+        if !slot.has_resources && available.is_empty() {
+            return false;
+        }
+        slot.has_resources = !available.is_empty();
+        let Some(node) = &mut self.nodes[index.slot as usize] else {
+            return false;
+        };
+        let grown = !resources_hold(&node.resources, available);
+        node.resources.clear();
+        node.resources.extend_from_slice(available);
         grown
     }
 
     /// Takes a placed demand off what is available.
     pub fn debit(&mut self, index: NodeIndex, demand: &Demand, gpus: &[GpuShare]) {
-        let slot = index.slot as usize;
-        let Some(node) = self.node_mut(index) else {
+        let Some(slot) = self.slot_mut(index) else {
             return;
         };
-        node::subtract_resources(&mut node.resources, &demand.resources);
-        let gpu_rank = if gpus.is_empty() {
-            None
-        } else {
-            node::subtract_devices(&mut node.devices, gpus);
-            Some(gpu::rank_of_free(&node.devices))
-        };
-        let free = &mut self.free[slot];
-        free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
-        free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
-        free.disk_mib = free.disk_mib.saturating_sub(demand.disk_mib);
-        if let Some(gpu_rank) = gpu_rank {
-            free.gpu_rank = gpu_rank;
+        slot.debit(demand, gpus);
+        if slot.has_resources
+            && let Some(node) = &mut self.nodes[index.slot as usize]
+        {
+            node::subtract_resources(&mut node.resources, &demand.resources);
         }
         self.summarise(index.slot);
     }
 
     /// Says whether an obstacle holds. Returns whether the node takes work now and did not before.
     pub fn set_obstacle(&mut self, index: NodeIndex, obstacle: Obstacle, holds: bool) -> bool {
-        let Some(node) = self.node_mut(index) else {
+        let Some(slot) = self.slot_mut(index) else {
             return false;
         };
-        let before = node.takes_work();
-        node.admission = node.admission.with(obstacle, holds);
-        let opened = !before && node.takes_work();
+        let before = slot.takes_work();
+        slot.admission = slot.admission.with(obstacle, holds);
+        let opened = !before && slot.takes_work();
         self.summarise(index.slot);
         opened
     }
@@ -330,294 +323,101 @@ impl NodeTable {
     /// The obstacles of a node.
     #[must_use]
     pub fn admission(&self, index: NodeIndex) -> Option<Admission> {
-        self.node(index).map(|node| node.admission)
+        self.slot(index).map(|slot| slot.admission)
     }
 
     /// Which runtimes the node offers now. Returns whether one was added.
     pub fn set_runtimes(&mut self, index: NodeIndex, runtimes: &[Runtime]) -> bool {
-        let Some(node) = self.node_mut(index) else {
+        let Some(slot) = self.slot_mut(index) else {
             return false;
         };
         let bits = runtime_bits(runtimes);
-        let before = std::mem::replace(&mut node.runtimes, bits);
+        let before = std::mem::replace(&mut slot.runtimes, bits);
         if before != bits {
-            self.summarise_allocatable(index.slot);
-            self.summarise(index.slot);
+            self.describe(index.slot);
         }
         bits & !before != 0
     }
 
     /// A READY has counted the last START that went to this node: it is no longer recently used.
     pub fn settled(&mut self, index: NodeIndex) {
-        let Some(node) = self.node_mut(index) else {
+        let Some(slot) = self.slot_mut(index) else {
             return;
         };
-        if std::mem::replace(&mut node.recent, false) {
+        if std::mem::replace(&mut slot.recent, false) {
             self.summarise(index.slot);
         }
     }
 
-    /// Marks a node as recently used. [`Self::place`] does it by itself.
-    pub fn mark_used(&mut self, index: NodeIndex) {
-        let Some(node) = self.node_mut(index) else {
+    /// Takes a placement off what is available and marks its node as recently used. For a placement
+    /// that was searched for and is now made; [`Self::place`] does both.
+    pub fn commit(&mut self, placement: &Placement, demand: &Demand) {
+        let Some(slot) = self.slot_mut(placement.node) else {
             return;
         };
-        node.recent = true;
-        self.last_used = Some(index.slot);
-        if self.config.spread == Spread::Settle {
-            self.settled.set(index.slot as usize, Summary::ABSENT);
-        }
+        slot.recent = true;
+        self.last_used = Some(placement.node.slot);
+        self.debit(placement.node, demand, &placement.gpus);
     }
 
-    fn words(&self, node: &Node) -> [u16; WORDS] {
-        let fixed = fixed_words(node.runtimes, node.schema_min, node.schema_max);
-        let labels = self.labels.words(&node.labels);
-        std::array::from_fn(|word| fixed[word] | labels[word])
-    }
-
-    /// Brings the trees of what is free up to date with a node.
+    /// Brings the tree of what is free up to date with a node.
+    #[inline]
     fn summarise(&mut self, slot: u32) {
-        let Some(node) = &self.nodes[slot as usize] else {
-            return;
-        };
-        let slot = slot as usize;
-        let summary = if node.takes_work() {
-            self.free[slot].summary(self.words(node))
+        let at = slot as usize;
+        let slot = &self.slots[at];
+        let summary = if slot.takes_work() {
+            slot.free.summary(slot.features, &self.landmarks)
         } else {
             Summary::ABSENT
         };
-        let recent = node.recent;
-        self.open.set(slot, summary);
-        if self.config.spread == Spread::Settle {
-            let settled = if recent { Summary::ABSENT } else { summary };
-            self.settled.set(slot, settled);
-        }
+        self.open.set(at, summary, !slot.recent);
     }
 
-    fn summarise_allocatable(&mut self, slot: u32) {
-        if let Some(node) = &self.nodes[slot as usize] {
-            let summary = node::quantities(&node.allocatable).summary(self.words(node));
-            self.allocatable.set(slot as usize, summary);
-        }
-    }
-
-    fn compile<'a>(&'a self, query: &Query<'a>) -> Compiled<'a> {
-        Compiled::new(query, &self.labels, |name| self.by_name.get(name).copied())
-    }
-
-    /// A fit for the query, if there is one now. Changes nothing.
-    #[must_use]
-    pub fn search(&self, query: &Query<'_>) -> Option<Placement> {
-        let mut compiled = self.compile(query);
-        let mut chosen = self.choose(&compiled, query.prefer);
-        if chosen.is_none() && !compiled.avoid.is_empty() && !self.could_ever_fit(&compiled) {
-            // To wait for another node would be to wait for ever.
-            compiled.avoid.clear();
-            chosen = self.choose(&compiled, query.prefer);
-        }
-        self.placement(chosen?, compiled.gpu_shape)
-    }
-
-    /// Finds a fit, takes the demand off it and marks it as recently used.
-    pub fn place(&mut self, query: &Query<'_>) -> Option<Placement> {
-        let placement = self.search(query)?;
-        self.mark_used(placement.node);
-        self.debit(placement.node, query.demand, &placement.gpus);
-        Some(placement)
-    }
-
-    fn placement(&self, slot: u32, gpu_shape: (u16, u16)) -> Option<Placement> {
-        let gpus = if gpu_shape.0 == 0 {
-            GpuShares::new()
-        } else {
-            gpu::choose(&self.nodes[slot as usize].as_ref()?.devices, gpu_shape)?
-        };
-        Some(Placement {
-            node: self.index_of(slot),
-            gpus,
-        })
-    }
-
-    fn choose(&self, query: &Compiled<'_>, prefer: Option<&str>) -> Option<u32> {
-        if let Some(&slot) = prefer.and_then(|name| self.by_name.get(name))
-            && self.takes(slot, query)
-            && !query.avoid.contains(&slot)
-        {
-            return Some(slot);
-        }
-        let limit = match self.config.fit {
-            Fit::First => 1,
-            Fit::Few { choices } => usize::from(choices.clamp(1, MAX_CHOICES)),
-        };
-        let candidates = self.candidates(query, limit);
-        match candidates.as_slice() {
-            [] => None,
-            [only] => Some(*only),
-            several => Some(several[0]),
-        }
-    }
-
-    /// The first nodes that fit, in the order that the spread asks for.
-    fn candidates(&self, query: &Compiled<'_>, limit: usize) -> Candidates {
-        let mut found = Candidates::new();
-        let after_last = self.last_used.map_or(0, |slot| slot + 1);
-        match self.config.spread {
-            Spread::Settle => {
-                self.collect(&self.settled, query, 0..u32::MAX, limit, &mut found);
-                if found.is_empty() {
-                    self.collect(&self.open, query, after_last..u32::MAX, limit, &mut found);
-                    self.collect(&self.open, query, 0..after_last, limit, &mut found);
-                }
-            }
-            Spread::Skip => {
-                let last = self.last_used.unwrap_or(u32::MAX);
-                self.collect(&self.open, query, 0..last, limit, &mut found);
-                self.collect(&self.open, query, after_last..u32::MAX, limit, &mut found);
-                if found.is_empty() {
-                    self.collect(&self.open, query, last..after_last, limit, &mut found);
-                }
-            }
-            Spread::Rotate => {
-                self.collect(&self.open, query, after_last..u32::MAX, limit, &mut found);
-                self.collect(&self.open, query, 0..after_last, limit, &mut found);
-            }
-        }
-        found
-    }
-
-    /// Adds nodes of the range that fit and are in this tree, until there are `limit` of them.
-    #[inline]
-    fn collect(
-        &self,
-        tree: &Tree,
-        query: &Compiled<'_>,
-        range: std::ops::Range<u32>,
-        limit: usize,
-        found: &mut Candidates,
-    ) {
-        if found.len() >= limit || range.is_empty() {
+    /// What a node is, apart from what is free, may have changed.
+    fn describe(&mut self, slot: u32) {
+        let at = slot as usize;
+        let Some(node) = &self.nodes[at] else {
             return;
-        }
-        let mut accept = |slot: u32| {
-            if slot >= range.end {
-                return true;
-            }
-            if self.fits(slot, query) && !query.avoid.contains(&slot) {
-                found.push(slot);
-            }
-            found.len() >= limit
         };
-        let few = match (query.target, &query.only) {
-            (Target::Nowhere, _) => return,
-            (_, Some(only)) => std::slice::from_ref(only),
-            (Target::Slots(slots), None) => slots,
-            (Target::Tree, None) => {
-                #[expect(clippy::cast_possible_truncation, reason = "slots are counted in u32")]
-                tree.search(query.summary, range.start as usize, |slot| {
-                    accept(slot as u32)
-                });
-                return;
-            }
-        };
-        for &slot in few {
-            let present = tree.summary(slot as usize) != Summary::ABSENT;
-            if slot >= range.start && present && accept(slot) {
-                return;
-            }
-        }
-    }
-
-    /// Whether a node that takes work fits exactly.
-    #[inline]
-    fn fits(&self, slot: u32, query: &Compiled<'_>) -> bool {
-        let slot = slot as usize;
-        self.free[slot].hold(&query.quantities)
-            && self.nodes[slot].as_ref().is_some_and(|node| {
-                node.suits(query) && resources_hold(&node.resources, query.resources)
-            })
-    }
-
-    /// As [`Self::fits`], for a slot that no tree has proposed.
-    fn takes(&self, slot: u32, query: &Compiled<'_>) -> bool {
-        self.nodes[slot as usize]
-            .as_ref()
-            .is_some_and(Node::takes_work)
-            && query.only.is_none_or(|only| only == slot)
-            && !matches!(query.target, Target::Nowhere)
-            && self.fits(slot, query)
-    }
-
-    /// Why nothing fits, at about the cost of a search.
-    #[must_use]
-    pub fn classify_refusal(&self, query: &Query<'_>) -> Refusal {
-        if self.is_empty() {
-            return Refusal::NoNodes;
-        }
-        let mut compiled = self.compile(query);
-        compiled.avoid.clear();
-        if self.could_ever_fit(&compiled) {
-            Refusal::CloudFull
-        } else {
-            Refusal::NeverFits
-        }
-    }
-
-    /// Whether some node that is not avoided could hold the demand if nothing ran.
-    fn could_ever_fit(&self, query: &Compiled<'_>) -> bool {
-        let holds = |slot: u32| {
-            !query.avoid.contains(&slot)
-                && self.nodes[slot as usize].as_ref().is_some_and(|node| {
-                    node::quantities(&node.allocatable).hold(&query.quantities)
-                        && node.suits(query)
-                        && resources_hold(&node.allocatable.resources, query.resources)
-                })
-        };
-        match (query.target, query.only) {
-            (Target::Nowhere, _) => false,
-            (_, Some(only)) => holds(only),
-            (Target::Slots(slots), None) => slots.iter().any(|&slot| holds(slot)),
-            (Target::Tree, None) => {
-                #[expect(clippy::cast_possible_truncation, reason = "slots are counted in u32")]
-                let found = self
-                    .allocatable
-                    .search(query.summary, 0, |slot| holds(slot as u32));
-                found.is_some()
-            }
-        }
+        let hot = &mut self.slots[at];
+        let fixed = fixed_features(hot.runtimes, hot.schema_min, hot.schema_max);
+        let labels = self.labels.features(&node.labels);
+        hot.features = std::array::from_fn(|word| fixed[word] | labels[word]);
+        let whole = node::quantities(&node.allocatable);
+        let summary = whole.summary(hot.features, &self.landmarks);
+        self.allocatable.set(at, summary, true);
+        self.summarise(slot);
     }
 
     /// Panics if the trees or the lists disagree with the nodes. For tests.
     #[cfg(test)]
     pub fn sanity_check(&self) {
-        for tree in [&self.open, &self.settled, &self.allocatable] {
+        for tree in [&self.open, &self.allocatable] {
             assert_eq!(tree.len(), self.nodes.len());
             tree.sanity_check();
         }
-        for (slot, node) in (0..).zip(&self.nodes) {
+        for ((number, node), slot) in (0_u32..).zip(&self.nodes).zip(&self.slots) {
+            let at = number as usize;
             let Some(node) = node else {
-                assert!(self.vacant.contains(&slot));
-                assert_eq!(self.open.summary(slot as usize), Summary::ABSENT);
+                assert!(self.vacant.contains(&number));
+                assert_eq!(self.open.summary(at), Summary::ABSENT);
                 continue;
             };
-            assert_eq!(self.by_name.get(&node.name), Some(&slot));
-            let free = &self.free[slot as usize];
-            if node.reported {
-                assert_eq!(free.gpu_rank, gpu::rank_of_free(&node.devices));
+            assert_eq!(self.by_name.get(&node.name), Some(&number));
+            if slot.reported {
+                assert_eq!(slot.free.gpu_rank, gpu::rank_of_free(&slot.devices));
             }
-            let expected = if node.takes_work() {
-                free.summary(self.words(node))
+            let whole = node::quantities(&node.allocatable);
+            let expected = whole.summary(slot.features, &self.landmarks);
+            assert_eq!(self.allocatable.summary(at), expected);
+            let expected = if slot.takes_work() {
+                slot.free.summary(slot.features, &self.landmarks)
             } else {
                 Summary::ABSENT
             };
-            assert_eq!(self.open.summary(slot as usize), expected);
-            if self.config.spread == Spread::Settle {
-                let expected = if node.recent {
-                    Summary::ABSENT
-                } else {
-                    expected
-                };
-                assert_eq!(self.settled.summary(slot as usize), expected);
-            }
+            assert_eq!(self.open.summary(at), expected);
+            let is_settled = slot.takes_work() && !slot.recent;
+            assert_eq!(self.open.has(at, tree::View::Settled), is_settled);
         }
         assert_eq!(self.by_name.len() + self.vacant.len(), self.nodes.len());
     }

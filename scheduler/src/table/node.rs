@@ -1,12 +1,12 @@
 //! One node of the table: what it could give, what is free, whether it takes work at all.
 //!
-//! The quantities of all nodes stand in an array of their own ([`super::NodeTable`] keeps it), since
-//! each proposal of the tree is checked against them; everything here is looked at for the few
-//! nodes that pass.
+//! Two parts: a [`Slot`] is one cache line and all that the straight path reads and writes; a
+//! [`Node`] is the rest.
 
 use super::gpu::{self, Devices, GpuShares};
 use super::labels::LabelId;
 use super::query::{Compiled, Quantities};
+use super::tree::FEATURE_WORDS;
 use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
 use pronto_payloads::node::{Label, NodeFacts};
 use pronto_payloads::place::GpuShare;
@@ -76,38 +76,69 @@ impl Admission {
     }
 }
 
-/// Everything about a node but its quantities.
+/// What nearly every look at a node needs, in one cache line.
+#[derive(Clone, Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Slot {
+    /// What is free. Meaningful while the node takes work.
+    pub(super) free: Quantities,
+    /// How often the slot has been given away.
+    pub(super) generation: u32,
+    /// The feature bits of its summary.
+    pub(super) features: [u16; FEATURE_WORDS],
+    pub(super) schema_min: u16,
+    pub(super) schema_max: u16,
+    pub(super) runtimes: u8,
+    pub(super) admission: Admission,
+    /// Its node has reported what is free.
+    pub(super) reported: bool,
+    /// A START went there that no READY has counted yet.
+    pub(super) recent: bool,
+    /// Its [`Node`] has free named resources.
+    pub(super) has_resources: bool,
+    pub(super) devices: Devices,
+}
+
+impl Slot {
+    pub(super) fn takes_work(&self) -> bool {
+        self.admission.is_open() && self.reported
+    }
+
+    pub(super) fn debit(&mut self, demand: &Demand, gpus: &[GpuShare]) {
+        let free = &mut self.free;
+        free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
+        free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
+        free.disk_mib = free.disk_mib.saturating_sub(demand.disk_mib);
+        if !gpus.is_empty() {
+            subtract_devices(&mut self.devices, gpus);
+            free.gpu_rank = gpu::rank_of_free(&self.devices);
+        }
+    }
+
+    /// Whether it offers the runtime and reads the schema.
+    pub(super) fn serves(&self, query: &Compiled<'_>) -> bool {
+        (self.runtimes & query.runtime != 0)
+            & (self.schema_min <= query.schema)
+            & (query.schema <= self.schema_max)
+    }
+}
+
+/// What few looks at a node need.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) name: Arc<str>,
     pub(super) allocatable: Capacity,
     /// Ascending.
     pub(super) labels: Box<[LabelId]>,
-    pub(super) runtimes: u8,
-    pub(super) schema_min: u16,
-    pub(super) schema_max: u16,
-    pub(super) admission: Admission,
-    /// It has reported what is free.
-    pub(super) reported: bool,
-    /// A START went there that no READY has counted yet.
-    pub(super) recent: bool,
-    pub(super) devices: Devices,
+    /// Free named resources.
     pub(super) resources: Vec<Resource>,
 }
 
 impl Node {
-    pub(super) fn takes_work(&self) -> bool {
-        self.admission.is_open() && self.reported
-    }
-
-    /// What a node must be, apart from what is free.
-    pub(super) fn suits(&self, query: &Compiled<'_>) -> bool {
-        self.runtimes & query.runtime != 0
-            && (self.schema_min..=self.schema_max).contains(&query.schema)
-            && query
-                .labels
-                .iter()
-                .all(|label| self.labels.binary_search(label).is_ok())
+    pub(super) fn has_labels(&self, labels: &[LabelId]) -> bool {
+        labels
+            .iter()
+            .all(|label| self.labels.binary_search(label).is_ok())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use pronto_payloads::demand::{Constraint, Resource};
 use pronto_payloads::node::Label;
+use pronto_payloads::place::Refusal;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]

@@ -2,7 +2,8 @@
 
 use super::gpu;
 use super::labels::{LabelId, Labels, Where, set_bit};
-use super::tree::{Summary, WORDS};
+use super::landmarks::Landmarks;
+use super::tree::{FEATURE_WORDS, Ranks, Summary, ranks};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
 use pronto_payloads::place::{Explain, StartPrefix};
 use smallvec::SmallVec;
@@ -77,16 +78,20 @@ impl Quantities {
             & (self.gpu_rank >= need.gpu_rank)
     }
 
-    pub(super) fn summary(&self, words: [u16; WORDS]) -> Summary {
-        Summary::new(
-            [
-                self.cpu_millis,
-                self.memory_mib,
-                self.disk_mib,
-                u32::from(self.gpu_rank),
-            ],
-            words,
-        )
+    #[inline]
+    pub(super) fn ranks(&self) -> Ranks {
+        ranks([
+            self.cpu_millis,
+            self.memory_mib,
+            self.disk_mib,
+            u32::from(self.gpu_rank),
+        ])
+    }
+
+    #[inline]
+    pub(super) fn summary(&self, features: [u16; FEATURE_WORDS], landmarks: &Landmarks) -> Summary {
+        let ranks = self.ranks();
+        Summary::new(ranks, features, landmarks.reached(ranks))
     }
 }
 
@@ -99,8 +104,12 @@ pub(super) const fn runtime_bit(runtime: Runtime) -> u8 {
 const SCHEMA_BITS: u16 = 4;
 
 /// The fixed bits of a node: runtimes in the lowest four, schemas in the next.
-pub(super) fn fixed_words(runtimes: u8, schema_min: u16, schema_max: u16) -> [u16; WORDS] {
-    let mut words = [0; WORDS];
+pub(super) fn fixed_features(
+    runtimes: u8,
+    schema_min: u16,
+    schema_max: u16,
+) -> [u16; FEATURE_WORDS] {
+    let mut words = [0; FEATURE_WORDS];
     words[0] = u16::from(runtimes);
     let last = schema_max.min(schema_min.saturating_add(SCHEMA_BITS - 1));
     for schema in schema_min..=last {
@@ -120,8 +129,28 @@ pub(super) enum Target<'a> {
     Tree,
     /// These few.
     Slots(&'a [u32]),
+    /// The one that a constraint names.
+    One(u32),
     /// None: a constraint holds for no node.
     Nowhere,
+}
+
+impl<'a> Target<'a> {
+    fn narrowed_to_slots(self, slots: &'a [u32]) -> Self {
+        match self {
+            Self::Tree => Self::Slots(slots),
+            Self::Slots(others) if slots.len() < others.len() => Self::Slots(slots),
+            as_it_is => as_it_is,
+        }
+    }
+
+    fn narrowed_to_one(self, slot: Option<u32>) -> Self {
+        match (self, slot) {
+            (Self::Nowhere, _) | (_, None) => Self::Nowhere,
+            (Self::One(other), Some(slot)) if slot != other => Self::Nowhere,
+            (_, Some(slot)) => Self::One(slot),
+        }
+    }
 }
 
 /// A query in the table's own terms.
@@ -137,8 +166,6 @@ pub(super) struct Compiled<'a> {
     /// Slots to pass over.
     pub(super) avoid: SmallVec<[u32; 4]>,
     pub(super) target: Target<'a>,
-    /// The one slot of a constraint on a node.
-    pub(super) only: Option<u32>,
 }
 
 impl<'a> Compiled<'a> {
@@ -146,54 +173,47 @@ impl<'a> Compiled<'a> {
     pub(super) fn new(
         query: &Query<'a>,
         labels: &'a Labels,
+        landmarks: &Landmarks,
         find: impl Fn(&str) -> Option<u32>,
     ) -> Self {
         let quantities = Quantities::of_demand(query.demand);
         let runtime = runtime_bit(query.runtime);
-        let mut words = [0; WORDS];
-        words[0] = u16::from(runtime) | schema_word(query.schema);
-        let mut compiled = Self {
+        let mut features = [0; FEATURE_WORDS];
+        features[0] = u16::from(runtime) | schema_word(query.schema);
+        let mut ids = SmallVec::new();
+        let mut target = Target::Tree;
+        for constraint in query.constraints {
+            match constraint {
+                Constraint::Node(name) => target = target.narrowed_to_one(find(name)),
+                Constraint::Label { key, value } => {
+                    let Some(label) = labels.find(key, value) else {
+                        target = Target::Nowhere;
+                        continue;
+                    };
+                    ids.push(label);
+                    match labels.whereabouts(label) {
+                        Where::Bit(bit) => set_bit(&mut features, bit),
+                        Where::At(slots) => target = target.narrowed_to_slots(slots),
+                    }
+                }
+            }
+        }
+        Self {
             quantities,
-            summary: Summary::ABSENT,
+            summary: quantities.summary(features, landmarks),
             gpu_shape: query.demand.gpu_shape(),
             runtime,
             schema: query.schema,
-            labels: SmallVec::new(),
+            labels: ids,
             resources: &query.demand.resources,
             avoid: query.avoid.iter().filter_map(|name| find(name)).collect(),
-            target: Target::Tree,
-            only: None,
-        };
-        for constraint in query.constraints {
-            match constraint {
-                Constraint::Node(name) => match (find(name), compiled.only) {
-                    (Some(slot), None) => compiled.only = Some(slot),
-                    (Some(slot), Some(other)) if slot == other => {}
-                    _ => compiled.target = Target::Nowhere,
-                },
-                Constraint::Label { key, value } => match labels.find(key, value) {
-                    Some(label) => {
-                        compiled.labels.push(label);
-                        match labels.whereabouts(label) {
-                            Where::Bit(bit) => set_bit(&mut words, bit),
-                            Where::At(slots) => compiled.narrow(slots),
-                        }
-                    }
-                    None => compiled.target = Target::Nowhere,
-                },
-            }
+            target,
         }
-        compiled.summary = quantities.summary(words);
-        compiled
     }
 
-    fn narrow(&mut self, slots: &'a [u32]) {
-        match self.target {
-            Target::Tree => self.target = Target::Slots(slots),
-            Target::Slots(others) if slots.len() < others.len() => {
-                self.target = Target::Slots(slots);
-            }
-            Target::Slots(_) | Target::Nowhere => {}
-        }
+    /// A [`super::node::Slot`] alone decides.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.labels.is_empty() & self.resources.is_empty() & self.avoid.is_empty()
     }
 }

@@ -1,16 +1,20 @@
 //! A 16-ary tree that skips what can't fit.
 //!
 //! Each slot has a [`Summary`]: four ranks (the larger, the more is free) and four words of bits
-//! (what the node offers). An inner node keeps the maximum of each rank and the union of each word
-//! over its children, so a query that an inner node can't satisfy rules out all slots below it. The
-//! converse does not hold: the maxima may come from different slots, and a rank is a rounded number,
-//! so every slot that the tree proposes is checked exactly by the caller.
+//! (what the node offers, and which landmarks it reaches, see [`super::landmarks`]). An inner node
+//! keeps the maximum of each rank and the union of each word over its children, so a query that an
+//! inner node can't satisfy rules out all slots below it. The converse does not hold: the maxima
+//! may come from different slots, and a rank is a rounded number, so every slot that the tree
+//! proposes is checked exactly by the caller.
+//!
+//! There are two views of the same leaves: all slots, and the settled ones alone. They differ in
+//! their inner nodes.
 //!
 //! The children of one block stand lane by lane in vector registers: a block is compared in some
 //! fifty instructions without a branch, and 100,000 slots are five blocks high.
 //!
 //! Invariants: an absent slot is all zero and satisfies no query, since every need's first rank is
-//! at least one; each inner summary is exactly the union of its sixteen children.
+//! at least one; each inner summary is exactly the union of its sixteen children in its view.
 
 use wide::{i16x8, i16x16};
 
@@ -19,26 +23,38 @@ const FAN: usize = 16;
 const FAN_BITS: usize = 4;
 /// Lanes of a summary that are compared by size.
 pub(super) const RANKS: usize = 4;
-/// Lanes of a summary that are sets of bits.
-pub(super) const WORDS: usize = 4;
-const LANES: usize = RANKS + WORDS;
-/// Blocks from leaf to root: 16^8 slots, more than a 32-bit slot number can count.
+/// Words of a summary that say what a node is.
+pub(super) const FEATURE_WORDS: usize = 2;
+/// Words of a summary that say which landmarks a node reaches.
+pub(super) const LANDMARK_WORDS: usize = 2;
+const FIRST_LANDMARK_LANE: usize = RANKS + FEATURE_WORDS;
+const LANES: usize = FIRST_LANDMARK_LANE + LANDMARK_WORDS;
+/// Levels above the leaves: 16^8 slots are more than a 32-bit slot number can count.
 const MAX_LEVELS: usize = 8;
 
 /// Ranks, then words. A slot's summary, an inner node's union, or what a query needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Summary(i16x8);
 
+/// The comparable part of a summary.
+pub(super) type Ranks = [i16; RANKS];
+
+const SIZE_LANES: i16x8 = i16x8::new([-1, -1, -1, -1, 0, 0, 0, 0]);
+const BIT_LANES: i16x8 = i16x8::new([0, 0, 0, 0, -1, -1, -1, -1]);
+
 impl Summary {
     /// A slot without a node, or with one that takes no work.
     pub(super) const ABSENT: Self = Self(i16x8::ZERO);
 
-    /// From quantities and feature bits. The first rank is raised by one, so that a present node
-    /// of no capacity differs from an absent one.
-    pub(super) fn new(quantities: [u32; RANKS], words: [u16; WORDS]) -> Self {
-        let [a, b, c, d] = quantities.map(rank);
-        let [e, f, g, h] = words.map(u16::cast_signed);
-        Self(i16x8::new([a + 1, b, c, d, e, f, g, h]))
+    pub(super) fn new(
+        ranks: Ranks,
+        features: [u16; FEATURE_WORDS],
+        landmarks: [u16; LANDMARK_WORDS],
+    ) -> Self {
+        let [a, b, c, d] = ranks;
+        let [e, f] = features.map(u16::cast_signed);
+        let [g, h] = landmarks.map(u16::cast_signed);
+        Self(i16x8::new([a, b, c, d, e, f, g, h]))
     }
 
     /// The summary of anything that has what either has.
@@ -49,8 +65,11 @@ impl Summary {
     }
 }
 
-const SIZE_LANES: i16x8 = i16x8::new([-1, -1, -1, -1, 0, 0, 0, 0]);
-const BIT_LANES: i16x8 = i16x8::new([0, 0, 0, 0, -1, -1, -1, -1]);
+/// The ranks of four quantities. The first is raised by one, so that a present node of no capacity
+/// differs from an absent one.
+pub(super) fn ranks([a, b, c, d]: [u32; RANKS]) -> Ranks {
+    [rank(a) + 1, rank(b), rank(c), rank(d)]
+}
 
 /// A 32-bit quantity as a 15-bit floating number: exact below 2,048, within a thousandth above.
 ///
@@ -67,8 +86,9 @@ const fn rank(quantity: u32) -> i16 {
     ((shift << (MANTISSA_BITS - 1)) + (quantity >> shift)) as i16
 }
 
-/// Sixteen children, lane by lane.
+/// Sixteen children, lane by lane. A cache line holds two lanes.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 struct Block([i16x16; LANES]);
 
 impl Block {
@@ -77,12 +97,33 @@ impl Block {
     /// The children that may satisfy the need, as bits.
     #[inline]
     fn satisfying(&self, need: &[i16; LANES]) -> u32 {
+        self.satisfying_also(need, self.lacking::<0, 2>(need))
+    }
+
+    /// As [`Self::satisfying`], for leaves, which are read one after the other where the maxima
+    /// lie: the first two ranks mostly decide, and are one cache line of four.
+    #[inline]
+    fn leaf_satisfying(&self, need: &[i16; LANES]) -> u32 {
+        let lacks = self.lacking::<0, 2>(need);
+        if lacks.simd_eq(i16x16::ZERO).to_bitmask() == 0 {
+            return 0;
+        }
+        self.satisfying_also(need, lacks)
+    }
+
+    #[inline]
+    fn lacking<const FROM: usize, const TO: usize>(&self, need: &[i16; LANES]) -> i16x16 {
         let mut lacks = i16x16::ZERO;
-        let (ranks, words) = self.0.split_at(RANKS);
-        for (&need, &has) in need.iter().zip(ranks) {
+        for (&need, &has) in need[FROM..TO].iter().zip(&self.0[FROM..TO]) {
             lacks |= i16x16::splat(need).simd_gt(has);
         }
-        for (&need, &has) in need[RANKS..].iter().zip(words) {
+        lacks
+    }
+
+    #[inline]
+    fn satisfying_also(&self, need: &[i16; LANES], lacks: i16x16) -> u32 {
+        let mut lacks = lacks | self.lacking::<2, RANKS>(need);
+        for (&need, &has) in need[RANKS..].iter().zip(&self.0[RANKS..]) {
             lacks |= i16x16::splat(need) & !has;
         }
         lacks.simd_eq(i16x16::ZERO).to_bitmask()
@@ -100,16 +141,17 @@ impl Block {
     }
 
     fn union(&self) -> Summary {
-        let halves: [[i16x8; 2]; LANES] = std::array::from_fn(|lane| {
-            let lanes = self.0[lane].as_array();
-            let (low, high) = lanes.split_at(LANES);
-            [
-                i16x8::from_slice_unaligned(low),
-                i16x8::from_slice_unaligned(high),
-            ]
-        });
+        self.union_of(i16x16::splat(-1))
+    }
+
+    /// The union of those children whose lane of the mask is all ones.
+    #[inline]
+    fn union_of(&self, mask: i16x16) -> Summary {
         let folded = std::array::from_fn(|lane| {
-            let [low, high] = halves[lane];
+            let lanes = (self.0[lane] & mask).to_array();
+            let (low, high) = lanes.split_at(FAN / 2);
+            let low = i16x8::from_slice_unaligned(low);
+            let high = i16x8::from_slice_unaligned(high);
             if lane < RANKS {
                 low.max(high)
             } else {
@@ -122,28 +164,52 @@ impl Block {
             .reduce(Summary::union)
             .unwrap_or(Summary::ABSENT)
     }
-}
 
-/// The tree over slots `0..len`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tree {
-    /// From the leaves' blocks to the one root block. A block at level `l` with number `b` has as
-    /// its children the blocks (at level 0: the slots) `16 b` to `16 b + 15` below.
-    levels: Vec<Vec<Block>>,
-    len: usize,
-}
-
-impl Tree {
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.len
+    /// The union of one word over the children of the mask.
+    fn word(&self, lane: usize, mask: i16x16) -> i16 {
+        let lanes = (self.0[lane] & mask).to_array();
+        lanes.iter().fold(0, |union, word| union | word)
     }
+}
 
-    /// Adds an absent slot at the tail.
-    pub(super) fn push(&mut self) {
-        self.len += 1;
-        let mut needed = self.len;
-        for level in 0.. {
+/// One lane of all ones for each bit.
+#[inline]
+fn mask_of(bits: u16) -> i16x16 {
+    const EACH: i16x16 = i16x16::new([
+        1,
+        1 << 1,
+        1 << 2,
+        1 << 3,
+        1 << 4,
+        1 << 5,
+        1 << 6,
+        1 << 7,
+        1 << 8,
+        1 << 9,
+        1 << 10,
+        1 << 11,
+        1 << 12,
+        1 << 13,
+        1 << 14,
+        i16::MIN,
+    ]);
+    (i16x16::splat(bits.cast_signed()) & EACH).simd_eq(EACH)
+}
+
+/// The levels above the leaves, in one view.
+#[derive(Clone, Debug, Default)]
+struct Inner {
+    /// From those over the leaves' blocks to the one root. The block with number `b` has as its
+    /// children the blocks `16 b` to `16 b + 15` below.
+    levels: Vec<Vec<Block>>,
+}
+
+impl Inner {
+    /// Makes room for so many leaves' blocks, one more than before.
+    fn grow(&mut self, leaves: usize) {
+        let mut needed = leaves;
+        let mut level = 0;
+        loop {
             needed = needed.div_ceil(FAN);
             if level == self.levels.len() {
                 let mut block = Block::EMPTY;
@@ -156,19 +222,18 @@ impl Tree {
             if self.levels[level].len() < needed {
                 self.levels[level].push(Block::EMPTY);
             }
-            if needed == 1 && level + 1 == self.levels.len() {
-                break;
+            level += 1;
+            if needed == 1 && level == self.levels.len() {
+                return;
             }
         }
     }
 
-    pub(super) fn summary(&self, slot: usize) -> Summary {
-        self.levels[0][slot / FAN].child(slot % FAN)
-    }
-
-    pub(super) fn set(&mut self, slot: usize, summary: Summary) {
-        let mut index = slot;
-        let mut summary = summary;
+    /// The union of a leaves' block has changed.
+    #[inline]
+    fn set(&mut self, leaf: usize, union: Summary) {
+        let mut index = leaf;
+        let mut summary = union;
         for level in &mut self.levels {
             let block = &mut level[index / FAN];
             if block.child(index % FAN) == summary {
@@ -180,13 +245,139 @@ impl Tree {
         }
     }
 
-    /// Visits, in order, the slots from `start` on that may satisfy the need, until one is
-    /// accepted; returns that one.
+    /// One word of each leaves' block has changed.
+    fn refresh_word(&mut self, lane: usize, words: impl Iterator<Item = i16>) {
+        for (index, word) in words.enumerate() {
+            self.levels[0][index / FAN].0[lane].as_mut_array()[index % FAN] = word;
+        }
+        for level in 1..self.levels.len() {
+            let (below, above) = self.levels.split_at_mut(level);
+            for (index, block) in below[level - 1].iter().enumerate() {
+                let word = block.word(lane, i16x16::splat(-1));
+                above[0][index / FAN].0[lane].as_mut_array()[index % FAN] = word;
+            }
+        }
+    }
+}
+
+/// Which slots are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum View {
+    All,
+    /// Those that are not recently used.
+    Settled,
+}
+
+/// The tree over slots `0..len`.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    leaves: Vec<Block>,
+    /// By leaves' block, a bit for each settled slot.
+    settled: Vec<u16>,
+    all: Inner,
+    /// Kept only if somebody asks for this view.
+    calm: Option<Inner>,
+    len: usize,
+}
+
+impl Tree {
+    pub(super) fn new(keeps_settled: bool) -> Self {
+        Self {
+            leaves: Vec::new(),
+            settled: Vec::new(),
+            all: Inner::default(),
+            calm: keeps_settled.then(Inner::default),
+            len: 0,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds an absent slot at the tail.
+    pub(super) fn push(&mut self) {
+        self.len += 1;
+        if self.leaves.len() * FAN < self.len {
+            self.leaves.push(Block::EMPTY);
+            self.settled.push(u16::MAX);
+            self.all.grow(self.leaves.len());
+            if let Some(calm) = &mut self.calm {
+                calm.grow(self.leaves.len());
+            }
+        }
+    }
+
+    pub(super) fn has(&self, slot: usize, view: View) -> bool {
+        let leaf = slot / FAN;
+        let in_view = view == View::All || self.settled[leaf] >> (slot % FAN) & 1 == 1;
+        in_view && self.leaves[leaf].0[0].as_array()[slot % FAN] > 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn summary(&self, slot: usize) -> Summary {
+        self.leaves[slot / FAN].child(slot % FAN)
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, slot: usize, summary: Summary, settled: bool) {
+        let leaf = slot / FAN;
+        let child = slot % FAN;
+        let block = &mut self.leaves[leaf];
+        let bits = &mut self.settled[leaf];
+        let same = block.child(child) == summary;
+        let bits_before = *bits;
+        *bits = bits_before & !(1 << child) | u16::from(settled) << child;
+        if same && *bits == bits_before {
+            return;
+        }
+        if !same {
+            block.set_child(child, summary);
+            self.all.set(leaf, block.union());
+        }
+        if let Some(calm) = &mut self.calm {
+            calm.set(leaf, block.union_of(mask_of(*bits)));
+        }
+    }
+
+    /// A landmark has moved: decides anew which slots reach it.
+    pub(super) fn set_landmark(&mut self, landmark: usize, ranks: Ranks) {
+        let lane = FIRST_LANDMARK_LANE + landmark / 16;
+        let bit = i16x16::splat((1_u16 << (landmark % 16)).cast_signed());
+        for block in &mut self.leaves {
+            let mut lacks = i16x16::ZERO;
+            for (&rank, &has) in ranks.iter().zip(&block.0) {
+                lacks |= i16x16::splat(rank).simd_gt(has);
+            }
+            block.0[lane] = (block.0[lane] & !bit) | (bit & !lacks);
+        }
+        let leaves = &self.leaves;
+        let all = leaves
+            .iter()
+            .map(|block| block.word(lane, i16x16::splat(-1)));
+        self.all.refresh_word(lane, all);
+        if let Some(calm) = &mut self.calm {
+            let settled = leaves.iter().zip(&self.settled);
+            let words = settled.map(|(block, &bits)| block.word(lane, mask_of(bits)));
+            calm.refresh_word(lane, words);
+        }
+    }
+
+    /// Leaves' blocks: what a search reads at worst.
+    pub(super) fn blocks(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Visits, in order, the slots of the view from `start` on that may satisfy the need, until one
+    /// is accepted; returns that one. Adds the leaves' blocks that were read to `effort`.
     #[inline]
     pub(super) fn search(
         &self,
+        view: View,
         need: Summary,
         start: usize,
+        effort: &mut usize,
         mut accept: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         if start >= self.len {
@@ -194,30 +385,42 @@ impl Tree {
         }
         let need = need.0.to_array();
         // Most searches end where they begin: look there before starting at the root.
-        let first = start / FAN;
-        let mut near = self.levels[0][first].satisfying(&need) & (u32::MAX << (start % FAN));
-        while near != 0 {
-            let slot = first * FAN + near.trailing_zeros() as usize;
-            if accept(slot) {
-                return Some(slot);
-            }
-            near &= near - 1;
+        let leaf = start / FAN;
+        let near = self.proposed(view, leaf, &need) & (u32::MAX << (start % FAN));
+        if let Some(slot) = first_accepted(leaf, near, &mut accept) {
+            return Some(slot);
         }
-        self.search_from_root(&need, (first + 1) * FAN, accept)
+        self.search_from_root(view, &need, leaf + 1, effort, &mut accept)
+    }
+
+    /// The slots of a leaves' block that may satisfy the need.
+    #[inline]
+    fn proposed(&self, view: View, leaf: usize, need: &[i16; LANES]) -> u32 {
+        let bits = self.leaves[leaf].leaf_satisfying(need);
+        match view {
+            View::All => bits,
+            View::Settled => bits & u32::from(self.settled[leaf]),
+        }
     }
 
     fn search_from_root(
         &self,
+        view: View,
         need: &[i16; LANES],
         start: usize,
-        mut accept: impl FnMut(usize) -> bool,
+        effort: &mut usize,
+        accept: &mut impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        let top = self.levels.len().checked_sub(1)?;
+        let inner = match (view, &self.calm) {
+            (View::Settled, Some(calm)) => calm,
+            _ => &self.all,
+        };
+        let top = inner.levels.len().checked_sub(1)?;
         let mut pending = [0_u32; MAX_LEVELS];
         let mut level = top;
         let mut block = 0;
         loop {
-            let mut found = self.levels[level][block].satisfying(need);
+            let mut found = inner.levels[level][block].satisfying(need);
             // On the path to `start`, children before it are passed over.
             let boundary = start >> (FAN_BITS * level);
             if block == boundary / FAN {
@@ -227,8 +430,10 @@ impl Tree {
             }
             if level == 0 {
                 while found != 0 {
-                    let slot = block * FAN + found.trailing_zeros() as usize;
-                    if accept(slot) {
+                    let leaf = block * FAN + found.trailing_zeros() as usize;
+                    *effort += 1;
+                    let slots = self.proposed(view, leaf, need);
+                    if let Some(slot) = first_accepted(leaf, slots, accept) {
                         return Some(slot);
                     }
                     found &= found - 1;
@@ -252,19 +457,48 @@ impl Tree {
     /// Panics if an inner node is not the union of its children.
     #[cfg(test)]
     pub(super) fn sanity_check(&self) {
-        for level in 1..self.levels.len() {
-            assert_eq!(
-                self.levels[level].len(),
-                self.levels[level - 1].len().div_ceil(FAN),
-                "level {level} has a block for each sixteen below"
-            );
-            for (index, below) in self.levels[level - 1].iter().enumerate() {
-                let above = self.levels[level][index / FAN].child(index % FAN);
-                assert_eq!(above, below.union(), "level {level}, child {index}");
-            }
+        let everyone = || self.leaves.iter().map(Block::union).collect();
+        sanity_check_inner(&self.all, everyone());
+        if let Some(calm) = &self.calm {
+            let settled = self.leaves.iter().zip(&self.settled);
+            let unions = settled.map(|(block, &bits)| block.union_of(mask_of(bits)));
+            sanity_check_inner(calm, unions.collect());
         }
-        assert!(self.levels.last().is_none_or(|root| root.len() == 1));
     }
+}
+
+#[inline]
+fn first_accepted(
+    leaf: usize,
+    mut slots: u32,
+    accept: &mut impl FnMut(usize) -> bool,
+) -> Option<usize> {
+    while slots != 0 {
+        let slot = leaf * FAN + slots.trailing_zeros() as usize;
+        if accept(slot) {
+            return Some(slot);
+        }
+        slots &= slots - 1;
+    }
+    None
+}
+
+#[cfg(test)]
+fn sanity_check_inner(inner: &Inner, leaves: Vec<Summary>) {
+    let mut below = leaves;
+    for (number, level) in inner.levels.iter().enumerate() {
+        assert_eq!(
+            level.len(),
+            below.len().div_ceil(FAN),
+            "blocks of level {number}"
+        );
+        for (index, summary) in below.iter().enumerate() {
+            let above = level[index / FAN].child(index % FAN);
+            assert_eq!(above, *summary, "level {number}, child {index}");
+        }
+        below = level.iter().map(Block::union).collect();
+    }
+    assert!(below.len() <= 1, "one root");
 }
 
 #[cfg(test)]
@@ -294,44 +528,57 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_a_linear_look_finds(
-            slots in prop::collection::vec((0_u32..6, 0_u32..6, 0_u16..4, any::<bool>()), 1..700),
-            changes in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..6), 0..50),
+            slots in prop::collection::vec((0_u32..6, 0_u32..6, 0_u16..4, any::<bool>(), any::<bool>()), 1..700),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..6, any::<bool>()), 0..50),
             need in (0_u32..6, 0_u32..6, 0_u16..4),
+            landmark in (0_u32..6, 0_u32..6),
             start in 0_usize..700,
         ) {
-            let mut tree = Tree::default();
+            let reach = ranks([landmark.0, landmark.1, 0, 0]);
+            // As the owner does it: a landmark's bit for whatever is not below it.
+            let summary = |cpu: u32, memory: u32, word: u16| {
+                let ranks = ranks([cpu, memory, 0, 0]);
+                let reached = ranks.iter().zip(&reach).all(|(has, need)| has >= need);
+                Summary::new(ranks, [word, 0], [0, u16::from(reached) << 3])
+            };
+            let mut tree = Tree::new(true);
             let mut plain = Vec::new();
-            for (cpu, memory, word, present) in slots {
+            for (cpu, memory, word, present, settled) in slots {
                 tree.push();
-                let summary = if present {
-                    Summary::new([cpu, memory, 0, 0], [word, 0, 0, 0])
-                } else {
-                    Summary::ABSENT
-                };
-                tree.set(plain.len(), summary);
-                plain.push((cpu, memory, word, present));
+                let without = Summary::new(ranks([cpu, memory, 0, 0]), [word, 0], [0, 0]);
+                let summary = if present { without } else { Summary::ABSENT };
+                tree.set(plain.len(), summary, settled);
+                plain.push((cpu, memory, word, present, settled));
             }
-            for (at, cpu) in changes {
+            tree.set_landmark(16 + 3, reach);
+            tree.sanity_check();
+            for (at, cpu, settled) in changes {
                 let slot = at.index(plain.len());
-                let (_, memory, word, _) = plain[slot];
-                plain[slot] = (cpu, memory, word, true);
-                tree.set(slot, Summary::new([cpu, memory, 0, 0], [word, 0, 0, 0]));
+                let (_, memory, word, ..) = plain[slot];
+                plain[slot] = (cpu, memory, word, true, settled);
+                tree.set(slot, summary(cpu, memory, word), settled);
             }
             tree.sanity_check();
-            let expected: Vec<usize> = plain
-                .iter()
-                .enumerate()
-                .skip(start)
-                .filter(|(_, (cpu, memory, word, present))| {
-                    *present && *cpu >= need.0 && *memory >= need.1 && word & need.2 == need.2
-                })
-                .map(|(slot, _)| slot)
-                .collect();
-            let need = Summary::new([need.0, need.1, 0, 0], [need.2, 0, 0, 0]);
-            let mut visited = Vec::new();
-            tree.search(need, start, |slot| { visited.push(slot); false });
-            prop_assert_eq!(&visited, &expected);
-            prop_assert_eq!(tree.search(need, start, |_| true), expected.first().copied());
+            for view in [View::All, View::Settled] {
+                let expected: Vec<usize> = plain
+                    .iter()
+                    .enumerate()
+                    .skip(start)
+                    .filter(|(_, (cpu, memory, word, present, settled))| {
+                        *present && *cpu >= need.0 && *memory >= need.1
+                            && word & need.2 == need.2 && (*settled || view == View::All)
+                    })
+                    .map(|(slot, _)| slot)
+                    .collect();
+                let need = summary(need.0, need.1, need.2);
+                let mut effort = 0;
+                let mut visited = Vec::new();
+                tree.search(view, need, start, &mut effort, |slot| { visited.push(slot); false });
+                prop_assert_eq!(&visited, &expected);
+                prop_assert!(effort <= tree.blocks());
+                let found = tree.search(view, need, start, &mut effort, |_| true);
+                prop_assert_eq!(found, expected.first().copied());
+            }
         }
     }
 }

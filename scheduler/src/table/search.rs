@@ -1,0 +1,265 @@
+//! Searching the table: which node takes a demand, and why none does.
+//!
+//! The order of candidates is the spread's; what the tree proposes is checked exactly here.
+
+use super::gpu::{self, GpuShares};
+use super::node::{self, resources_hold};
+use super::query::{Compiled, Target};
+use super::tree::{Tree, View};
+use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread};
+use pronto_payloads::place::Refusal;
+use smallvec::SmallVec;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Candidates of one search.
+type Candidates = SmallVec<[u32; MAX_CHOICES as usize]>;
+
+impl NodeTable {
+    /// Finds a fit for the query, if there is one now, and takes nothing. It learns from searches
+    /// that were long for nothing (see [`super::landmarks`]), which changes no answer.
+    #[must_use]
+    pub fn search(&mut self, query: &Query<'_>) -> Option<Placement> {
+        let (found, summary, effort) = self.look(query);
+        let trees = [&mut self.open, &mut self.allocatable];
+        self.landmarks.learn(summary, effort, trees);
+        found
+    }
+
+    /// Finds a fit, takes the demand off it and marks it as recently used.
+    pub fn place(&mut self, query: &Query<'_>) -> Option<Placement> {
+        let placement = self.search(query)?;
+        self.commit(&placement, query.demand);
+        Some(placement)
+    }
+
+    /// A search that learns nothing, with what there is to learn: the demand, and blocks read.
+    pub(super) fn look(&self, query: &Query<'_>) -> (Option<Placement>, [i16; 4], usize) {
+        let mut compiled = self.compile(query);
+        let mut effort = 0;
+        let mut chosen = self.choose(&compiled, query.prefer, &mut effort);
+        if chosen.is_none() && !compiled.avoid.is_empty() && !self.could_ever_fit(&compiled) {
+            // To wait for another node would be to wait for ever.
+            compiled.avoid.clear();
+            chosen = self.choose(&compiled, query.prefer, &mut effort);
+        }
+        let placement = chosen.and_then(|slot| self.placement(slot, compiled.gpu_shape));
+        (placement, compiled.quantities.ranks(), effort)
+    }
+
+    pub(super) fn compile<'a>(&'a self, query: &Query<'a>) -> Compiled<'a> {
+        Compiled::new(query, &self.labels, &self.landmarks, |name| {
+            self.by_name.get(name).copied()
+        })
+    }
+
+    fn placement(&self, slot: u32, gpu_shape: (u16, u16)) -> Option<Placement> {
+        let gpus = if gpu_shape.0 == 0 {
+            GpuShares::new()
+        } else {
+            gpu::choose(&self.slots[slot as usize].devices, gpu_shape)?
+        };
+        Some(Placement {
+            node: self.index_of(slot),
+            gpus,
+        })
+    }
+
+    #[inline]
+    fn choose(
+        &self,
+        query: &Compiled<'_>,
+        prefer: Option<&str>,
+        effort: &mut usize,
+    ) -> Option<u32> {
+        if let Some(name) = prefer
+            && let Some(&slot) = self.by_name.get(name)
+            && self.takes(slot, query)
+        {
+            return Some(slot);
+        }
+        match self.config.fit {
+            Fit::First => {
+                let mut first = None;
+                self.candidates(query, effort, |slot| {
+                    first = Some(slot);
+                    true
+                });
+                first
+            }
+            Fit::Few { choices } => {
+                let limit = usize::from(choices.clamp(1, MAX_CHOICES));
+                let mut few = Candidates::new();
+                self.candidates(query, effort, |slot| {
+                    few.push(slot);
+                    few.len() == limit
+                });
+                few.first().copied()
+            }
+        }
+    }
+
+    /// Hands out the nodes that fit, in the order that the spread asks for, until enough are taken.
+    #[inline]
+    fn candidates(
+        &self,
+        query: &Compiled<'_>,
+        effort: &mut usize,
+        mut take: impl FnMut(u32) -> bool,
+    ) {
+        let last = self.last_used.unwrap_or(u32::MAX);
+        let after_last = last.wrapping_add(1);
+        let end = u32::MAX;
+        let any = Cell::new(false);
+        let mut take = |slot| {
+            any.set(true);
+            take(slot)
+        };
+        // Each pass ends the search if it has handed out enough.
+        let mut pass = |view, range: Range<u32>, effort: &mut usize| {
+            self.pass(view, query, range, effort, &mut take)
+        };
+        match self.config.spread {
+            Spread::Settle => {
+                if pass(View::Settled, 0..end, effort) || any.get() {
+                    return;
+                }
+                if !pass(View::All, after_last..end, effort) {
+                    pass(View::All, 0..after_last, effort);
+                }
+            }
+            Spread::Skip => {
+                if pass(View::All, 0..last, effort) || pass(View::All, after_last..end, effort) {
+                    return;
+                }
+                if !any.get() {
+                    pass(View::All, last..after_last, effort);
+                }
+            }
+            Spread::Rotate => {
+                if !pass(View::All, after_last..end, effort) {
+                    pass(View::All, 0..after_last, effort);
+                }
+            }
+        }
+    }
+
+    /// Hands out the nodes of a range that fit. Returns whether enough are taken.
+    #[inline]
+    fn pass(
+        &self,
+        view: View,
+        query: &Compiled<'_>,
+        range: Range<u32>,
+        effort: &mut usize,
+        take: &mut impl FnMut(u32) -> bool,
+    ) -> bool {
+        if range.is_empty() {
+            return false;
+        }
+        let mut enough = false;
+        let mut accept = |slot: u32| {
+            if slot >= range.end {
+                return true;
+            }
+            enough = self.fits(slot, query) && take(slot);
+            enough
+        };
+        let few = match query.target {
+            Target::Nowhere => return false,
+            Target::Slots(slots) => slots,
+            Target::One(ref slot) => std::slice::from_ref(slot),
+            Target::Tree => {
+                let start = range.start as usize;
+                search(&self.open, view, query, start, effort, accept);
+                return enough;
+            }
+        };
+        for &slot in few {
+            if slot >= range.start && self.open.has(slot as usize, view) && accept(slot) {
+                break;
+            }
+        }
+        enough
+    }
+
+    /// Whether a node that takes work fits exactly.
+    #[inline]
+    fn fits(&self, slot: u32, query: &Compiled<'_>) -> bool {
+        let hot = &self.slots[slot as usize];
+        hot.free.hold(&query.quantities)
+            && hot.serves(query)
+            && (query.is_plain() || self.fits_in_full(slot, query))
+    }
+
+    #[inline(never)]
+    fn fits_in_full(&self, slot: u32, query: &Compiled<'_>) -> bool {
+        self.nodes[slot as usize].as_ref().is_some_and(|node| {
+            !query.avoid.contains(&slot)
+                && node.has_labels(&query.labels)
+                && resources_hold(&node.resources, query.resources)
+        })
+    }
+
+    /// As [`Self::fits`], for a slot that no tree has proposed.
+    fn takes(&self, slot: u32, query: &Compiled<'_>) -> bool {
+        let in_target = match query.target {
+            Target::Nowhere => false,
+            Target::One(only) => only == slot,
+            Target::Slots(_) | Target::Tree => true,
+        };
+        in_target && self.slots[slot as usize].takes_work() && self.fits(slot, query)
+    }
+
+    /// Why nothing fits, at about the cost of a search.
+    #[must_use]
+    pub fn classify_refusal(&self, query: &Query<'_>) -> Refusal {
+        if self.is_empty() {
+            return Refusal::NoNodes;
+        }
+        let mut compiled = self.compile(query);
+        compiled.avoid.clear();
+        if self.could_ever_fit(&compiled) {
+            Refusal::CloudFull
+        } else {
+            Refusal::NeverFits
+        }
+    }
+
+    /// Whether some node that is not avoided could hold the demand if nothing ran.
+    fn could_ever_fit(&self, query: &Compiled<'_>) -> bool {
+        let holds = |slot: u32| {
+            let node = self.nodes[slot as usize].as_ref();
+            !query.avoid.contains(&slot)
+                && self.slots[slot as usize].serves(query)
+                && node.is_some_and(|node| {
+                    node::quantities(&node.allocatable).hold(&query.quantities)
+                        && node.has_labels(&query.labels)
+                        && resources_hold(&node.allocatable.resources, query.resources)
+                })
+        };
+        match query.target {
+            Target::Nowhere => false,
+            Target::One(only) => holds(only),
+            Target::Slots(slots) => slots.iter().any(|&slot| holds(slot)),
+            Target::Tree => search(&self.allocatable, View::All, query, 0, &mut 0, holds).is_some(),
+        }
+    }
+}
+
+#[inline]
+fn search(
+    tree: &Tree,
+    view: View,
+    query: &Compiled<'_>,
+    start: usize,
+    effort: &mut usize,
+    mut accept: impl FnMut(u32) -> bool,
+) -> Option<usize> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "slots are handed out as u32"
+    )]
+    let accept = |slot: usize| accept(slot as u32);
+    tree.search(view, query.summary, start, effort, accept)
+}
