@@ -7,9 +7,9 @@
 //! node does is skipped, whatever its maxima are.
 //!
 //! Landmarks come from experience. A search that reads many blocks for nothing adds to a debt; once
-//! the debt is what a new landmark costs (one pass over the table), the demand at hand becomes one,
-//! in the place of the oldest. So the passes never cost more than the searches that they follow,
-//! and a cluster whose demands come in at most [`LANDMARKS`] shapes is searched without a detour.
+//! the debt is many times what a new landmark costs (one pass over the table), the demand at hand
+//! becomes one, in the place of the oldest. So passes cost little beside the searches that they
+//! follow, and a cluster whose demands come in at most [`LANDMARKS`] shapes is searched without a detour.
 //! The point is a little below the demand, so that similar demands profit as well.
 
 use super::tree::{LANDMARK_WORDS, RANKS, Ranks, Tree};
@@ -19,8 +19,9 @@ use wide::i16x16;
 pub(super) const LANDMARKS: usize = 16 * LANDMARK_WORDS;
 /// Blocks that a search may read without its demand being blamed: a few are bad luck.
 const HARMLESS_BLOCKS: usize = 8;
-/// A pass costs about half as much for a block as a search that reads it.
-const BLOCKS_PER_PASS_BLOCK: usize = 2;
+/// The table must have been read in vain so often before a landmark is placed. A pass costs as much
+/// as three such searches, so demands of which no landmark helps become a tenth dearer by them.
+const DEBT_PASSES: usize = 32;
 /// From 2,048 on, ranks have 1,024 steps an octave: 16 steps are 0.8 to 1.6 percent.
 const ROUNDING: i16 = 16;
 const ROUNDED_FROM: i16 = 2_048;
@@ -61,17 +62,17 @@ impl Landmarks {
 
     /// A search for this demand has read so many blocks. Places a landmark if that is due.
     #[inline]
-    pub(super) fn learn(&mut self, ranks: Ranks, blocks: usize, trees: [&mut Tree; 2]) {
+    pub(super) fn learn(&mut self, ranks: Ranks, blocks: usize, tree: &mut Tree) {
         if blocks > HARMLESS_BLOCKS {
             self.debt_blocks += blocks;
-            if self.debt_blocks * BLOCKS_PER_PASS_BLOCK >= trees[0].blocks() {
-                self.place(ranks, trees);
+            if self.debt_blocks >= DEBT_PASSES * tree.blocks() {
+                self.place(ranks, tree);
             }
         }
     }
 
     #[cold]
-    fn place(&mut self, ranks: Ranks, trees: [&mut Tree; 2]) {
+    fn place(&mut self, ranks: Ranks, tree: &mut Tree) {
         self.debt_blocks = 0;
         let point = ranks.map(|rank| {
             if rank < ROUNDED_FROM {
@@ -93,8 +94,6 @@ impl Landmarks {
         for (lane, rank) in self.points[landmark / 16].iter_mut().zip(point) {
             lane.as_mut_array()[landmark % 16] = rank;
         }
-        for tree in trees {
-            tree.set_landmark(landmark, point);
-        }
+        tree.set_landmark(landmark, point);
     }
 }

@@ -99,6 +99,8 @@ pub struct NodeTable {
     /// What nodes could give if nothing ran, obstacles aside.
     allocatable: Tree,
     last_used: Option<u32>,
+    /// Nodes that are recently used.
+    recent: usize,
 }
 
 impl NodeTable {
@@ -115,6 +117,7 @@ impl NodeTable {
             open: Tree::new(config.spread == Spread::Settle),
             allocatable: Tree::new(false),
             last_used: None,
+            recent: 0,
         }
     }
 
@@ -190,7 +193,9 @@ impl NodeTable {
         let Some(node) = self.nodes[slot].take() else {
             return;
         };
-        self.slots[slot].generation = self.slots[slot].generation.wrapping_add(1);
+        let hot = &mut self.slots[slot];
+        hot.generation = hot.generation.wrapping_add(1);
+        self.recent -= usize::from(std::mem::replace(&mut hot.recent, false));
         self.by_name.remove(&node.name);
         for &label in &node.labels {
             self.labels.remove(label, index.slot);
@@ -345,6 +350,7 @@ impl NodeTable {
             return;
         };
         if std::mem::replace(&mut slot.recent, false) {
+            self.recent -= 1;
             self.summarise(index.slot);
         }
     }
@@ -355,7 +361,8 @@ impl NodeTable {
         let Some(slot) = self.slot_mut(placement.node) else {
             return;
         };
-        slot.recent = true;
+        let was_recent = std::mem::replace(&mut slot.recent, true);
+        self.recent += usize::from(!was_recent);
         self.last_used = Some(placement.node.slot);
         self.debit(placement.node, demand, &placement.gpus);
     }
@@ -384,7 +391,9 @@ impl NodeTable {
         let labels = self.labels.features(&node.labels);
         hot.features = std::array::from_fn(|word| fixed[word] | labels[word]);
         let whole = node::quantities(&node.allocatable);
-        let summary = whole.summary(hot.features, &self.landmarks);
+        let summary = whole
+            .summary(hot.features, &self.landmarks)
+            .without_landmarks();
         self.allocatable.set(at, summary, true);
         self.summarise(slot);
     }
@@ -408,7 +417,9 @@ impl NodeTable {
                 assert_eq!(slot.free.gpu_rank, gpu::rank_of_free(&slot.devices));
             }
             let whole = node::quantities(&node.allocatable);
-            let expected = whole.summary(slot.features, &self.landmarks);
+            let expected = whole
+                .summary(slot.features, &self.landmarks)
+                .without_landmarks();
             assert_eq!(self.allocatable.summary(at), expected);
             let expected = if slot.takes_work() {
                 slot.free.summary(slot.features, &self.landmarks)
@@ -419,6 +430,8 @@ impl NodeTable {
             let is_settled = slot.takes_work() && !slot.recent;
             assert_eq!(self.open.has(at, tree::View::Settled), is_settled);
         }
+        let recent = self.slots.iter().filter(|slot| slot.recent).count();
+        assert_eq!(self.recent, recent);
         assert_eq!(self.by_name.len() + self.vacant.len(), self.nodes.len());
     }
 }

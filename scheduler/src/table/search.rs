@@ -5,7 +5,7 @@
 use super::gpu::{self, GpuShares};
 use super::node::{self, resources_hold};
 use super::query::{Compiled, Target};
-use super::tree::{Tree, View};
+use super::tree::{Summary, Tree, View};
 use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread};
 use pronto_payloads::place::Refusal;
 use smallvec::SmallVec;
@@ -20,9 +20,8 @@ impl NodeTable {
     /// that were long for nothing (see [`super::landmarks`]), which changes no answer.
     #[must_use]
     pub fn search(&mut self, query: &Query<'_>) -> Option<Placement> {
-        let (found, summary, effort) = self.look(query);
-        let trees = [&mut self.open, &mut self.allocatable];
-        self.landmarks.learn(summary, effort, trees);
+        let (found, ranks, effort) = self.look(query);
+        self.landmarks.learn(ranks, effort, &mut self.open);
         found
     }
 
@@ -121,7 +120,7 @@ impl NodeTable {
         };
         match self.config.spread {
             Spread::Settle => {
-                if pass(View::Settled, 0..end, effort) || any.get() {
+                if pass(View::Settled, 0..end, effort) || any.get() || self.recent == 0 {
                     return;
                 }
                 if !pass(View::All, after_last..end, effort) {
@@ -171,7 +170,7 @@ impl NodeTable {
             Target::One(ref slot) => std::slice::from_ref(slot),
             Target::Tree => {
                 let start = range.start as usize;
-                search(&self.open, view, query, start, effort, accept);
+                search(&self.open, view, query.summary, start, effort, accept);
                 return enough;
             }
         };
@@ -242,7 +241,10 @@ impl NodeTable {
             Target::Nowhere => false,
             Target::One(only) => holds(only),
             Target::Slots(slots) => slots.iter().any(|&slot| holds(slot)),
-            Target::Tree => search(&self.allocatable, View::All, query, 0, &mut 0, holds).is_some(),
+            Target::Tree => {
+                let need = query.summary.without_landmarks();
+                search(&self.allocatable, View::All, need, 0, &mut 0, holds).is_some()
+            }
         }
     }
 }
@@ -251,7 +253,7 @@ impl NodeTable {
 fn search(
     tree: &Tree,
     view: View,
-    query: &Compiled<'_>,
+    need: Summary,
     start: usize,
     effort: &mut usize,
     mut accept: impl FnMut(u32) -> bool,
@@ -261,5 +263,5 @@ fn search(
         reason = "slots are handed out as u32"
     )]
     let accept = |slot: usize| accept(slot as u32);
-    tree.search(view, query.summary, start, effort, accept)
+    tree.search(view, need, start, effort, accept)
 }

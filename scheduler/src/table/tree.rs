@@ -57,6 +57,12 @@ impl Summary {
         Self(i16x8::new([a, b, c, d, e, f, g, h]))
     }
 
+    /// The same need in a tree that keeps no landmarks.
+    pub(super) fn without_landmarks(self) -> Self {
+        let [a, b, c, d, e, f, ..] = self.0.to_array();
+        Self(i16x8::new([a, b, c, d, e, f, 0, 0]))
+    }
+
     /// The summary of anything that has what either has.
     fn union(self, other: Self) -> Self {
         let by_size = self.0.max(other.0);
@@ -97,35 +103,8 @@ impl Block {
     /// The children that may satisfy the need, as bits.
     #[inline]
     fn satisfying(&self, need: &[i16; LANES]) -> u32 {
-        self.satisfying_also(need, self.lacking::<0, 2>(need))
-    }
-
-    /// As [`Self::satisfying`], for leaves, which are read one after the other where the maxima
-    /// lie: the first two ranks mostly decide, and are one cache line of four.
-    #[inline]
-    fn leaf_satisfying(&self, need: &[i16; LANES]) -> u32 {
-        let lacks = self.lacking::<0, 2>(need);
-        if lacks.simd_eq(i16x16::ZERO).to_bitmask() == 0 {
-            return 0;
-        }
-        self.satisfying_also(need, lacks)
-    }
-
-    #[inline]
-    fn lacking<const FROM: usize, const TO: usize>(&self, need: &[i16; LANES]) -> i16x16 {
-        let mut lacks = i16x16::ZERO;
-        for (&need, &has) in need[FROM..TO].iter().zip(&self.0[FROM..TO]) {
-            lacks |= i16x16::splat(need).simd_gt(has);
-        }
-        lacks
-    }
-
-    #[inline]
-    fn satisfying_also(&self, need: &[i16; LANES], lacks: i16x16) -> u32 {
-        let mut lacks = lacks | self.lacking::<2, RANKS>(need);
-        for (&need, &has) in need[RANKS..].iter().zip(&self.0[RANKS..]) {
-            lacks |= i16x16::splat(need) & !has;
-        }
+        let (ranks, words) = self.0.split_at(RANKS);
+        let lacks = below(&need[..RANKS], ranks) | missing(&need[RANKS..], words);
         lacks.simd_eq(i16x16::ZERO).to_bitmask()
     }
 
@@ -165,10 +144,85 @@ impl Block {
             .unwrap_or(Summary::ABSENT)
     }
 
-    /// The union of one word over the children of the mask.
-    fn word(&self, lane: usize, mask: i16x16) -> i16 {
-        let lanes = (self.0[lane] & mask).to_array();
-        lanes.iter().fold(0, |union, word| union | word)
+    /// Sets a bit of a word for the children of the mask, and clears it for the others.
+    #[inline]
+    fn set_bit(&mut self, lane: usize, bit: i16x16, mask: i16x16) {
+        self.0[lane] = (self.0[lane] & !bit) | (mask & bit);
+    }
+}
+
+/// Ones in the lanes of which a rank is below the need.
+#[inline]
+fn below(need: &[i16], ranks: &[i16x16]) -> i16x16 {
+    let mut lacks = i16x16::ZERO;
+    for (&need, &has) in need.iter().zip(ranks) {
+        lacks |= i16x16::splat(need).simd_gt(has);
+    }
+    lacks
+}
+
+/// Not zero in the lanes of which a word lacks a bit of the need.
+#[inline]
+fn missing(need: &[i16], words: &[i16x16]) -> i16x16 {
+    let mut lacks = i16x16::ZERO;
+    for (&need, &has) in need.iter().zip(words) {
+        lacks |= i16x16::splat(need) & !has;
+    }
+    lacks
+}
+
+/// The slots' blocks. The first two ranks stand apart: where the maxima lie, one block after the
+/// other is read, and these two, a cache line, mostly decide.
+#[derive(Clone, Debug, Default)]
+struct Leaves {
+    first: Vec<Lines<FIRST>>,
+    rest: Vec<Lines<{ LANES - FIRST }>>,
+}
+
+/// CPU and memory.
+const FIRST: usize = 2;
+
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Lines<const N: usize>([i16x16; N]);
+
+impl Leaves {
+    fn len(&self) -> usize {
+        self.first.len()
+    }
+
+    fn push(&mut self) {
+        self.first.push(Lines([i16x16::ZERO; FIRST]));
+        self.rest.push(Lines([i16x16::ZERO; LANES - FIRST]));
+    }
+
+    #[inline]
+    fn block(&self, leaf: usize) -> Block {
+        let [a, b] = self.first[leaf].0;
+        let [c, d, e, f, g, h] = self.rest[leaf].0;
+        Block([a, b, c, d, e, f, g, h])
+    }
+
+    #[inline]
+    fn set_child(&mut self, leaf: usize, child: usize, summary: Summary) {
+        let first = self.first[leaf].0.iter_mut();
+        let lanes = first.chain(&mut self.rest[leaf].0);
+        for (lane, value) in lanes.zip(summary.0.to_array()) {
+            lane.as_mut_array()[child] = value;
+        }
+    }
+
+    /// The slots that may satisfy the need, as bits.
+    #[inline]
+    fn satisfying(&self, leaf: usize, need: &[i16; LANES]) -> u32 {
+        let lacks = below(&need[..FIRST], &self.first[leaf].0);
+        let candidates = lacks.simd_eq(i16x16::ZERO).to_bitmask();
+        if candidates == 0 {
+            return 0;
+        }
+        let (ranks, words) = self.rest[leaf].0.split_at(RANKS - FIRST);
+        let lacks = below(&need[FIRST..RANKS], ranks) | missing(&need[RANKS..], words);
+        candidates & lacks.simd_eq(i16x16::ZERO).to_bitmask()
     }
 }
 
@@ -245,17 +299,17 @@ impl Inner {
         }
     }
 
-    /// One word of each leaves' block has changed.
-    fn refresh_word(&mut self, lane: usize, words: impl Iterator<Item = i16>) {
-        for (index, word) in words.enumerate() {
-            self.levels[0][index / FAN].0[lane].as_mut_array()[index % FAN] = word;
-        }
-        for level in 1..self.levels.len() {
-            let (below, above) = self.levels.split_at_mut(level);
-            for (index, block) in below[level - 1].iter().enumerate() {
-                let word = block.word(lane, i16x16::splat(-1));
-                above[0][index / FAN].0[lane].as_mut_array()[index % FAN] = word;
+    /// One bit of a word has changed for many leaves' blocks: `leaves` has a one for each that has
+    /// it now, sixteen blocks a number.
+    fn set_bit(&mut self, lane: usize, bit: i16x16, leaves: Vec<u16>) {
+        let mut below = leaves;
+        for level in &mut self.levels {
+            let mut above = vec![0_u16; level.len().div_ceil(FAN)];
+            for ((index, block), bits) in level.iter_mut().enumerate().zip(below) {
+                block.set_bit(lane, bit, mask_of(bits));
+                above[index / FAN] |= u16::from(bits != 0) << (index % FAN);
             }
+            below = above;
         }
     }
 }
@@ -271,7 +325,7 @@ pub(super) enum View {
 /// The tree over slots `0..len`.
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
-    leaves: Vec<Block>,
+    leaves: Leaves,
     /// By leaves' block, a bit for each settled slot.
     settled: Vec<u16>,
     all: Inner,
@@ -283,7 +337,7 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn new(keeps_settled: bool) -> Self {
         Self {
-            leaves: Vec::new(),
+            leaves: Leaves::default(),
             settled: Vec::new(),
             all: Inner::default(),
             calm: keeps_settled.then(Inner::default),
@@ -300,7 +354,7 @@ impl Tree {
     pub(super) fn push(&mut self) {
         self.len += 1;
         if self.leaves.len() * FAN < self.len {
-            self.leaves.push(Block::EMPTY);
+            self.leaves.push();
             self.settled.push(u16::MAX);
             self.all.grow(self.leaves.len());
             if let Some(calm) = &mut self.calm {
@@ -312,32 +366,33 @@ impl Tree {
     pub(super) fn has(&self, slot: usize, view: View) -> bool {
         let leaf = slot / FAN;
         let in_view = view == View::All || self.settled[leaf] >> (slot % FAN) & 1 == 1;
-        in_view && self.leaves[leaf].0[0].as_array()[slot % FAN] > 0
+        in_view && self.leaves.first[leaf].0[0].as_array()[slot % FAN] > 0
     }
 
     #[cfg(test)]
     pub(super) fn summary(&self, slot: usize) -> Summary {
-        self.leaves[slot / FAN].child(slot % FAN)
+        self.leaves.block(slot / FAN).child(slot % FAN)
     }
 
     #[inline]
     pub(super) fn set(&mut self, slot: usize, summary: Summary, settled: bool) {
         let leaf = slot / FAN;
         let child = slot % FAN;
-        let block = &mut self.leaves[leaf];
-        let bits = &mut self.settled[leaf];
+        let mut block = self.leaves.block(leaf);
         let same = block.child(child) == summary;
-        let bits_before = *bits;
-        *bits = bits_before & !(1 << child) | u16::from(settled) << child;
-        if same && *bits == bits_before {
+        let bits_before = self.settled[leaf];
+        let bits = bits_before & !(1 << child) | u16::from(settled) << child;
+        if same && bits == bits_before {
             return;
         }
+        self.settled[leaf] = bits;
         if !same {
             block.set_child(child, summary);
+            self.leaves.set_child(leaf, child, summary);
             self.all.set(leaf, block.union());
         }
         if let Some(calm) = &mut self.calm {
-            calm.set(leaf, block.union_of(mask_of(*bits)));
+            calm.set(leaf, block.union_of(mask_of(bits)));
         }
     }
 
@@ -345,22 +400,22 @@ impl Tree {
     pub(super) fn set_landmark(&mut self, landmark: usize, ranks: Ranks) {
         let lane = FIRST_LANDMARK_LANE + landmark / 16;
         let bit = i16x16::splat((1_u16 << (landmark % 16)).cast_signed());
-        for block in &mut self.leaves {
-            let mut lacks = i16x16::ZERO;
-            for (&rank, &has) in ranks.iter().zip(&block.0) {
-                lacks |= i16x16::splat(rank).simd_gt(has);
-            }
-            block.0[lane] = (block.0[lane] & !bit) | (bit & !lacks);
+        let numbers = self.leaves.len().div_ceil(FAN);
+        let mut all = vec![0_u16; numbers];
+        let mut calm = vec![0_u16; numbers];
+        let leaves = self.leaves.first.iter().zip(&mut self.leaves.rest);
+        for ((leaf, (first, rest)), settled) in leaves.enumerate().zip(&self.settled) {
+            let lacks = below(&ranks[..FIRST], &first.0) | below(&ranks[FIRST..], &rest.0);
+            let word = &mut rest.0[lane - FIRST];
+            *word = (*word & !bit) | (bit & !lacks);
+            let reach = !lacks.to_bitmask() & 0xffff;
+            all[leaf / FAN] |= u16::from(reach != 0) << (leaf % FAN);
+            let reach = reach & u32::from(*settled);
+            calm[leaf / FAN] |= u16::from(reach != 0) << (leaf % FAN);
         }
-        let leaves = &self.leaves;
-        let all = leaves
-            .iter()
-            .map(|block| block.word(lane, i16x16::splat(-1)));
-        self.all.refresh_word(lane, all);
-        if let Some(calm) = &mut self.calm {
-            let settled = leaves.iter().zip(&self.settled);
-            let words = settled.map(|(block, &bits)| block.word(lane, mask_of(bits)));
-            calm.refresh_word(lane, words);
+        self.all.set_bit(lane, bit, all);
+        if let Some(inner) = &mut self.calm {
+            inner.set_bit(lane, bit, calm);
         }
     }
 
@@ -396,7 +451,7 @@ impl Tree {
     /// The slots of a leaves' block that may satisfy the need.
     #[inline]
     fn proposed(&self, view: View, leaf: usize, need: &[i16; LANES]) -> u32 {
-        let bits = self.leaves[leaf].leaf_satisfying(need);
+        let bits = self.leaves.satisfying(leaf, need);
         match view {
             View::All => bits,
             View::Settled => bits & u32::from(self.settled[leaf]),
@@ -457,10 +512,10 @@ impl Tree {
     /// Panics if an inner node is not the union of its children.
     #[cfg(test)]
     pub(super) fn sanity_check(&self) {
-        let everyone = || self.leaves.iter().map(Block::union).collect();
-        sanity_check_inner(&self.all, everyone());
+        let blocks = || (0..self.leaves.len()).map(|leaf| self.leaves.block(leaf));
+        sanity_check_inner(&self.all, blocks().map(|block| block.union()).collect());
         if let Some(calm) = &self.calm {
-            let settled = self.leaves.iter().zip(&self.settled);
+            let settled = blocks().zip(&self.settled);
             let unions = settled.map(|(block, &bits)| block.union_of(mask_of(bits)));
             sanity_check_inner(calm, unions.collect());
         }
