@@ -112,14 +112,14 @@ impl Supervisor {
             .map(|record| record.job.id)
             .collect();
         for id in live {
-            if let Some(&lease_until) = self.owner_leases.get(&id.owner) {
-                if !renewed.contains(&id.owner) {
-                    renewed.push(id.owner);
-                    effects.push(Effect::Fence {
-                        owner: id.owner,
-                        lease_until,
-                    });
-                }
+            if let Some(&lease_until) = self.owner_leases.get(&id.owner)
+                && !renewed.contains(&id.owner)
+            {
+                renewed.push(id.owner);
+                effects.push(Effect::Fence {
+                    owner: id.owner,
+                    lease_until,
+                });
             }
             let deadline = self.deadline_of(id);
             if let Some(at) = deadline {
@@ -147,10 +147,10 @@ impl Supervisor {
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
-        if let Some(old) = record.deadline_at.take() {
-            if record.report_at != Some(old) {
-                self.alarms.remove(&(old, id));
-            }
+        if let Some(old) = record.deadline_at.take()
+            && record.report_at != Some(old)
+        {
+            self.alarms.remove(&(old, id));
         }
         if record.stopping.is_some() || record.is_ended() {
             return;
@@ -303,15 +303,16 @@ impl Supervisor {
                 self.emptied(now, id, effects);
             }
             Found::NeverStarted => {
-                if let Some(record) = self.records.get_mut(&id) {
-                    if !record.is_ended() && record.started_at.is_none() {
-                        record.stage = Stage::Waiting;
-                        record.phase = Phase::Received;
-                        if self.tombstones.forbids(id.owner, id.instance, id.attempt) {
-                            return self.stop_record(now, id, StopCause::Asked, None, effects);
-                        }
-                        self.launch(now, id, effects);
+                if let Some(record) = self.records.get_mut(&id)
+                    && !record.is_ended()
+                    && record.started_at.is_none()
+                {
+                    record.stage = Stage::Waiting;
+                    record.phase = Phase::Received;
+                    if self.tombstones.forbids(id.owner, id.instance, id.attempt) {
+                        return self.stop_record(now, id, StopCause::Asked, None, effects);
                     }
+                    self.launch(now, id, effects);
                 }
             }
             Found::Lost(message) => {
@@ -365,10 +366,10 @@ impl Supervisor {
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
-        if let Some(at) = record.deadline_at.take() {
-            if record.report_at != Some(at) {
-                self.alarms.remove(&(at, id));
-            }
+        if let Some(at) = record.deadline_at.take()
+            && record.report_at != Some(at)
+        {
+            self.alarms.remove(&(at, id));
         }
         let cause = if fence.is_some_and(|fence| fence <= now) {
             StopCause::LeaseExpired

@@ -1,0 +1,708 @@
+//! The shim: one small process that owns the launcher's workloads and outlives it.
+//!
+//! It is started by the launcher with a listening Unix socket as standard input and one JSON
+//! argument ([`message::ShimSettings`]), makes itself a session of its own and the reaper of its
+//! descendants, and then does what [`message::ToShim`] says. It decides nothing about what should
+//! run; it enforces what was asked: stop, timeout, and `stop-after` also when no launcher lives.
+//!
+//! One thread, one epoll. It allocates little and never runs tokio, so that it stays small.
+//!
+//! Invariants: a workload is in its control group before it executes anything; its exit file is on
+//! disk before anybody is told that it is empty; a connection that breaks changes nothing.
+
+pub mod join;
+pub mod message;
+pub mod sys;
+
+mod spawn;
+mod workload;
+
+use crate::cgroup::Group;
+use crate::moment::Moment;
+use crate::supervisor::StopCause;
+use message::{Exit, FORMAT, FromShim, Key, LINE_BYTES, ShimSettings, ToShim};
+use pronto_payloads::instance::Usage;
+use pronto_payloads::stream::Channel;
+use rustix::event::epoll;
+use rustix::io::Errno;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use workload::Workload;
+
+/// Control groups kept for the next workload: more than run at once on most nodes.
+const POOLED_GROUPS: usize = 64;
+/// One read of a pipe: its whole capacity, and one chunk of the log.
+const READ_BYTES: usize = crate::logs::CHUNK_BYTES;
+/// What may wait for a launcher that does not read; then it is cut, and hears all at its return.
+const OUTBOX_BYTES: usize = 16 << 20;
+/// With fences set, time is looked at this often: epoll's clock stops in suspension, ours does not.
+const FENCE_CHECK: Duration = Duration::from_secs(1);
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const CONNECTION: u64 = 2;
+/// Workload n's pipes are FIRST + 2n and the one after.
+const FIRST: u64 = 16;
+
+/// The entry of `pronto launcher-shim SETTINGS` and of `pronto launcher-shim join WHAT`, with the
+/// arguments behind `launcher-shim`. Returns the process's exit code.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
+    sys::close_from(3);
+    let mut arguments = arguments.into_iter();
+    let first = arguments.next().unwrap_or_default();
+    if first == "join" {
+        let what = arguments.next().unwrap_or_default();
+        return match serde_json::from_slice(what.as_encoded_bytes()) {
+            Ok(join) => join::become_command(&join),
+            Err(_) => 64,
+        };
+    }
+    let settings = serde_json::from_slice::<ShimSettings>(first.as_encoded_bytes()).ok();
+    let Some(settings) = settings.filter(|settings| settings.format == FORMAT) else {
+        eprintln!("launcher-shim is started by the launcher, with its settings as one argument");
+        return 64;
+    };
+    match Shim::new(settings).and_then(|mut shim| shim.run()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("launcher-shim: {error}");
+            1
+        }
+    }
+}
+
+struct Connection {
+    socket: OwnedFd,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    greeted: bool,
+    wants_write: bool,
+}
+
+struct Shim {
+    settings: ShimSettings,
+    started_at: Moment,
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    signals: OwnedFd,
+    connection: Option<Connection>,
+    workloads: HashMap<u64, Workload>,
+    by_key: HashMap<Key, u64>,
+    by_pid: HashMap<i32, u64>,
+    /// Ended, but something of them is left.
+    remains: BTreeSet<u64>,
+    timers: BTreeSet<(Moment, u64)>,
+    pool: Vec<Group>,
+    next_workload: u64,
+    next_group: u64,
+    buffer: Vec<u8>,
+    spawner: spawn::Spawner,
+    idle_since: Moment,
+    shutting_down: bool,
+}
+
+impl Shim {
+    fn new(settings: ShimSettings) -> io::Result<Self> {
+        let listener = sys::take_stdin()?;
+        // Both fail harmlessly: in a session of its own already, or on a foreign kernel.
+        let _ = rustix::process::setsid();
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+        let protected = std::fs::write("/proc/self/oom_score_adj", "-900").is_ok();
+        let signals =
+            sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        if let Some(hierarchy) = &settings.hierarchy {
+            hierarchy.clear()?;
+        }
+        let now = Moment::now();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watch = |fd: &OwnedFd, token| {
+            epoll::add(
+                &epoll,
+                fd,
+                epoll::EventData::new_u64(token),
+                epoll::EventFlags::IN,
+            )
+        };
+        watch(&listener, LISTENER)?;
+        watch(&signals, SIGNALS)?;
+        Ok(Self {
+            settings,
+            started_at: now,
+            epoll,
+            listener,
+            signals,
+            connection: None,
+            workloads: HashMap::new(),
+            by_key: HashMap::new(),
+            by_pid: HashMap::new(),
+            remains: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            pool: Vec::new(),
+            next_workload: 0,
+            next_group: 0,
+            buffer: vec![0; READ_BYTES],
+            spawner: spawn::Spawner::new(protected)?,
+            idle_since: now,
+            shutting_down: false,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            self.flush();
+            if self.is_done() {
+                self.leave();
+                return Ok(());
+            }
+            events.clear();
+            let timeout = self.timeout();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // Output first, so that nobody's last words come after the word of its end.
+            let mut tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+            tokens.sort_unstable_by_key(|token| std::cmp::Reverse(*token));
+            for token in tokens {
+                match token {
+                    LISTENER => self.accept(),
+                    SIGNALS => self.take_signals(),
+                    CONNECTION => self.receive(),
+                    pipe => self.read_pipe(pipe),
+                }
+            }
+            self.wake();
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        if !self.workloads.is_empty() {
+            return false;
+        }
+        let idle = Moment::now().since(self.idle_since);
+        let long = idle >= Duration::from_millis(self.settings.idle_exit_ms);
+        self.shutting_down || (self.connection.is_none() && long)
+    }
+
+    fn leave(&mut self) {
+        for group in self.pool.drain(..) {
+            let _ = group.remove();
+        }
+        if let Some(hierarchy) = &self.settings.hierarchy {
+            // The next shim makes it anew.
+            let _ = hierarchy.remove();
+        }
+    }
+
+    fn timeout(&self) -> rustix::time::Timespec {
+        let now = Moment::now();
+        let mut wait = Duration::from_millis(self.settings.idle_exit_ms.max(10));
+        if let Some((at, _)) = self.timers.first() {
+            // A millisecond up: the kernel rounds timeouts, and a timer must not spin.
+            wait = wait
+                .min(at.since(now) + Duration::from_micros(50))
+                .min(FENCE_CHECK);
+        }
+        rustix::time::Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        }
+    }
+
+    // Launcher
+
+    fn accept(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
+            return;
+        };
+        // What the last launcher said before it died is done before the next one asks.
+        self.receive();
+        self.disconnect();
+        let data = epoll::EventData::new_u64(CONNECTION);
+        if epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN).is_ok() {
+            self.connection = Some(Connection {
+                socket,
+                inbox: Vec::new(),
+                outbox: Vec::new(),
+                greeted: false,
+                wants_write: false,
+            });
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let _ = epoll::delete(&self.epoll, &connection.socket);
+            self.idle_since = Moment::now();
+        }
+    }
+
+    /// Reads all that is there, and does it.
+    fn receive(&mut self) {
+        let mut gone = false;
+        while let Some(connection) = &mut self.connection {
+            match rustix::io::read(&connection.socket, &mut self.buffer[..]) {
+                Ok(0) => {
+                    gone = true;
+                    break;
+                }
+                Ok(length) => {
+                    connection.inbox.extend_from_slice(&self.buffer[..length]);
+                    if connection.inbox.len() > LINE_BYTES && !connection.inbox.contains(&b'\n') {
+                        gone = true;
+                        break;
+                    }
+                    if length < self.buffer.len() {
+                        break;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => {
+                    gone = true;
+                    break;
+                }
+            }
+        }
+        self.obey();
+        if gone {
+            self.disconnect();
+        }
+    }
+
+    fn obey(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let mut inbox = std::mem::take(&mut connection.inbox);
+        let Some(end) = inbox.iter().rposition(|byte| *byte == b'\n') else {
+            connection.inbox = inbox;
+            return;
+        };
+        let rest = inbox.split_off(end + 1);
+        for line in inbox
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            match serde_json::from_slice(line) {
+                Ok(message) => self.handle(message),
+                // A newer launcher may say what this one does not know; the rest still counts.
+                Err(error) => eprintln!("launcher-shim: not understood: {error}"),
+            }
+        }
+        if let Some(connection) = &mut self.connection {
+            connection.inbox = rest;
+        }
+    }
+
+    fn handle(&mut self, message: ToShim) {
+        let now = Moment::now();
+        match message {
+            ToShim::Hello { .. } => self.greet(),
+            ToShim::Spawn(spawn) => self.spawn(*spawn),
+            ToShim::Stop {
+                key,
+                cause,
+                grace_ms,
+            } => {
+                self.with(&key, |workload| workload.stop(now, cause, grace_ms));
+            }
+            ToShim::Fence { owner, lease_until } => {
+                let owned: Vec<u64> = self
+                    .workloads
+                    .iter()
+                    .filter(|(_, workload)| workload.spawn.owner == owner)
+                    .map(|(id, _)| *id)
+                    .collect();
+                for id in owned {
+                    if let Some(workload) = self.workloads.get_mut(&id) {
+                        workload.lease_renewed(lease_until);
+                    }
+                    self.set_timer(id);
+                }
+            }
+            ToShim::CloseStdin { key } => self.with(&key, |workload| workload.stdin_holder = None),
+            ToShim::Shutdown { grace_ms } => self.shut_down(grace_ms),
+        }
+    }
+
+    fn with(&mut self, key: &str, change: impl FnOnce(&mut Workload)) {
+        let Some(&id) = self.by_key.get(key) else {
+            return;
+        };
+        if let Some(workload) = self.workloads.get_mut(&id) {
+            change(workload);
+        }
+        self.set_timer(id);
+    }
+
+    fn shut_down(&mut self, grace_ms: u64) {
+        self.shutting_down = true;
+        let now = Moment::now();
+        let all: Vec<u64> = self.workloads.keys().copied().collect();
+        for id in all {
+            if let Some(workload) = self.workloads.get_mut(&id) {
+                workload.stop(now, StopCause::Asked, grace_ms);
+            }
+            self.set_timer(id);
+        }
+    }
+
+    fn greet(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.greeted = true;
+        }
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        self.tell(&FromShim::Welcome {
+            format: FORMAT,
+            pid,
+            started_at: self.started_at,
+        });
+        let alive: Vec<(FromShim, Option<FromShim>)> = self
+            .workloads
+            .values()
+            .map(|workload| (alive(workload), ended(workload)))
+            .collect();
+        for (alive, ended) in alive {
+            self.tell(&alive);
+            if let Some(ended) = ended {
+                self.tell(&ended);
+            }
+        }
+        self.tell(&FromShim::Listed);
+    }
+
+    fn tell(&mut self, message: &FromShim) {
+        let Some(connection) = self
+            .connection
+            .as_mut()
+            .filter(|connection| connection.greeted)
+        else {
+            return;
+        };
+        if serde_json::to_writer(&mut connection.outbox, message).is_ok() {
+            connection.outbox.push(b'\n');
+        }
+    }
+
+    /// Writes what has gathered in this turn.
+    fn flush(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let mut written = 0;
+        let broken = loop {
+            if written == connection.outbox.len() {
+                break false;
+            }
+            // A launcher that has died must not kill its shim with SIGPIPE.
+            match rustix::net::send(
+                &connection.socket,
+                &connection.outbox[written..],
+                rustix::net::SendFlags::NOSIGNAL,
+            ) {
+                Ok(length) => written += length,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break connection.outbox.len() - written > OUTBOX_BYTES,
+                Err(_) => break true,
+            }
+        };
+        connection.outbox.drain(..written);
+        let wants_write = !connection.outbox.is_empty();
+        if wants_write != connection.wants_write {
+            connection.wants_write = wants_write;
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, wants_write);
+            let data = epoll::EventData::new_u64(CONNECTION);
+            let _ = epoll::modify(&self.epoll, &connection.socket, data, flags);
+        }
+        if broken {
+            self.receive();
+            self.disconnect();
+        }
+    }
+
+    // Workloads
+
+    fn spawn(&mut self, spawn: message::Spawn) {
+        if self.by_key.contains_key(&spawn.key) {
+            return;
+        }
+        let key = spawn.key.clone();
+        let directory = spawn.directory.clone();
+        let group = match self.take_group(&spawn) {
+            Ok(group) => group,
+            Err(error) => {
+                let text = format!("no control group could be made: {error}");
+                return self.refuse(key, &directory, spawn::node_failed(text));
+            }
+        };
+        let id = self.next_workload;
+        match self.spawner.start(spawn, group) {
+            Ok(workload) => {
+                self.next_workload += 1;
+                self.tell(&FromShim::Started {
+                    key: key.clone(),
+                    at: workload.started_at,
+                    pid: workload.pid,
+                    group: workload.group.as_ref().map(|group| group.name().to_owned()),
+                    group_cpu_us: workload.group.as_ref().map_or(0, Group::baseline_cpu_us),
+                });
+                for (index, pipe) in (0_u64..).zip(&workload.pipes) {
+                    if let Some(pipe) = pipe {
+                        let data = epoll::EventData::new_u64(FIRST + 2 * id + index);
+                        let _ = epoll::add(&self.epoll, pipe, data, epoll::EventFlags::IN);
+                    }
+                }
+                self.by_pid.insert(workload.pid, id);
+                self.by_key.insert(key, id);
+                self.workloads.insert(id, workload);
+                self.set_timer(id);
+            }
+            Err((end, group)) => {
+                if let Some(group) = group {
+                    self.put_group(group);
+                }
+                self.refuse(key, &directory, end);
+            }
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        key: Key,
+        directory: &std::path::Path,
+        end: pronto_payloads::instance::End,
+    ) {
+        let exit = Exit {
+            format: FORMAT,
+            started_at: None,
+            ended_at: Moment::now(),
+            end: end.clone(),
+            usage: Usage::default(),
+        };
+        let _ = workload::write_exit(directory, &exit);
+        self.tell(&FromShim::Failed { key, end });
+    }
+
+    fn take_group(&mut self, spawn: &message::Spawn) -> io::Result<Option<Group>> {
+        let Some(hierarchy) = &self.settings.hierarchy else {
+            return Ok(None);
+        };
+        let mut group = match self.pool.pop() {
+            Some(group) => group,
+            None => {
+                self.next_group += 1;
+                Group::create(hierarchy, &format!("w{}", self.next_group))?
+            }
+        };
+        match group.reset(spawn.limits) {
+            Ok(()) => Ok(Some(group)),
+            Err(error) => {
+                let _ = group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn put_group(&mut self, mut group: Group) {
+        let counters = group.end_counters();
+        if counters.memory_peak_bytes > 1 << 20 {
+            group.reclaim();
+        }
+        if self.pool.len() < POOLED_GROUPS && group.is_reusable() {
+            self.pool.push(group);
+        } else {
+            // If it is not empty after all, the next shim's clearing takes it.
+            let _ = group.remove();
+        }
+    }
+
+    fn read_pipe(&mut self, token: u64) {
+        let Some(offset) = token.checked_sub(FIRST) else {
+            return;
+        };
+        self.drain_pipe(offset / 2, usize::from(offset % 2 == 1), 1);
+    }
+
+    /// Reads at most so many times, so that nobody's flood starves the others.
+    fn drain_pipe(&mut self, id: u64, index: usize, reads: usize) {
+        let now = Moment::now();
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return;
+        };
+        let channel = if index == 0 {
+            Channel::Stdout
+        } else {
+            Channel::Stderr
+        };
+        for _ in 0..reads {
+            let Some(pipe) = &workload.pipes[index] else {
+                return;
+            };
+            match rustix::io::read(pipe, &mut self.buffer[..]) {
+                Ok(0) => {
+                    // Closing also takes it out of the epoll: no copy of it exists.
+                    workload.pipes[index] = None;
+                    return;
+                }
+                Ok(length) => {
+                    let goes_on = workload.output(now, channel, &self.buffer[..length]);
+                    if !goes_on && workload.ended.is_none() {
+                        workload.watched[index] = false;
+                        if let Some(pipe) = &workload.pipes[index] {
+                            let _ = epoll::delete(&self.epoll, pipe);
+                        }
+                        return self.set_timer(id);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        for signal in sys::pending_signals(self.signals.as_fd()) {
+            if signal == libc::SIGTERM || signal == libc::SIGINT {
+                self.shut_down(2000);
+            }
+        }
+        while let Some(reaped) = sys::reap() {
+            // Others are orphans of a workload that were handed to us.
+            let Some(id) = self.by_pid.remove(&reaped.pid) else {
+                continue;
+            };
+            if let Some(workload) = self.workloads.get_mut(&id) {
+                workload.main_ended(&reaped);
+                self.remains.insert(id);
+            }
+        }
+        self.settle();
+    }
+
+    /// Finishes those that are empty by now, and kills what is left of the others.
+    fn settle(&mut self) {
+        let now = Moment::now();
+        for id in self.remains.clone() {
+            let Some(workload) = self.workloads.get_mut(&id) else {
+                continue;
+            };
+            if workload.is_empty() {
+                self.finish(id);
+            } else {
+                workload.kill(now);
+                self.set_timer(id);
+            }
+        }
+    }
+
+    fn finish(&mut self, id: u64) {
+        // All writers are gone: a pipe's rest is what fits into it.
+        self.drain_pipe(id, 0, 64);
+        self.drain_pipe(id, 1, 64);
+        self.remains.remove(&id);
+        let Some(mut workload) = self.workloads.remove(&id) else {
+            return;
+        };
+        if let Some(at) = workload.alarm {
+            self.timers.remove(&(at, id));
+        }
+        workload.write_exit();
+        if let Some(ended) = ended(&workload) {
+            self.tell(&ended);
+        }
+        let key = workload.spawn.key.clone();
+        self.by_key.remove(&key);
+        self.tell(&FromShim::Emptied { key });
+        if let Some(group) = workload.group.take() {
+            self.put_group(group);
+        }
+        self.idle_since = Moment::now();
+    }
+
+    // Time
+
+    fn set_timer(&mut self, id: u64) {
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return;
+        };
+        let due = workload.due();
+        if due != workload.alarm {
+            if let Some(at) = workload.alarm {
+                self.timers.remove(&(at, id));
+            }
+            if let Some(at) = due {
+                self.timers.insert((at, id));
+            }
+            workload.alarm = due;
+        }
+    }
+
+    fn wake(&mut self) {
+        let now = Moment::now();
+        while let Some(&(at, id)) = self.timers.first() {
+            if at > now {
+                return;
+            }
+            self.timers.pop_first();
+            let Some(workload) = self.workloads.get_mut(&id) else {
+                continue;
+            };
+            workload.alarm = None;
+            if workload.wake(now) {
+                self.watch_again(id);
+            }
+            self.set_timer(id);
+            if self.remains.contains(&id) {
+                self.settle();
+            }
+        }
+    }
+
+    fn watch_again(&mut self, id: u64) {
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return;
+        };
+        for (index, token) in (0..2).zip(FIRST + 2 * id..) {
+            let Some(pipe) = workload.pipes[index]
+                .as_ref()
+                .filter(|_| !workload.watched[index])
+            else {
+                continue;
+            };
+            let data = epoll::EventData::new_u64(token);
+            workload.watched[index] =
+                epoll::add(&self.epoll, pipe, data, epoll::EventFlags::IN).is_ok();
+        }
+    }
+}
+
+fn alive(workload: &Workload) -> FromShim {
+    FromShim::Alive {
+        key: workload.spawn.key.clone(),
+        pid: workload.pid,
+        started_at: workload.started_at,
+        fence_at: workload.fence_at,
+        group: workload.group.as_ref().map(|group| group.name().to_owned()),
+        group_cpu_us: workload.group.as_ref().map_or(0, Group::baseline_cpu_us),
+    }
+}
+
+fn ended(workload: &Workload) -> Option<FromShim> {
+    workload.ended.as_ref().map(|ended| FromShim::Ended {
+        key: workload.spawn.key.clone(),
+        at: ended.at,
+        end: ended.end.clone(),
+        usage: ended.usage,
+    })
+}

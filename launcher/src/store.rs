@@ -1,0 +1,486 @@
+//! The launcher's durable state on disk: versioned JSON, a directory an attempt.
+//!
+//! A crash of this process must lose nothing; a crash of the machine may, because another boot id
+//! proves all work gone anyway. So attempts and tombstones are written without fsync, and only what
+//! must hold across boots is synced: node uuid, session epoch, mode, term, epochs of owners.
+//!
+//! It leaves names to `data_dir` and everything about processes to the runtimes.
+
+use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, parse_key};
+use crate::logs;
+use crate::supervisor::record::JOB_FORMAT;
+use crate::supervisor::tombstones::{TOMBSTONES, Tombstone};
+use crate::supervisor::{Job, NodeRecord, Restored};
+use anyhow::{Context, bail};
+use pronto_payloads::ids::{InstanceId, NodeUuid, OwnerId, SessionEpoch};
+use pronto_payloads::place::AttemptId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The format of `node.json`.
+const NODE_FORMAT: u32 = 1;
+/// Tombstones appended before the file is written anew, without those that are obsolete.
+const TOMBSTONE_LINES: usize = 2 * TOMBSTONES;
+
+/// What is in `node.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct NodeFile {
+    format: u32,
+    node_uuid: NodeUuid,
+    session_epoch: SessionEpoch,
+    #[serde(flatten)]
+    record: NodeRecord,
+}
+
+/// The part of the store that the main loop uses itself: small, synced files.
+#[derive(Debug)]
+pub struct NodeStore {
+    directory: DataDir,
+    node: NodeFile,
+    tombstones: File,
+    tombstone_lines: usize,
+    /// Held while this process lives.
+    _lock: File,
+}
+
+impl NodeStore {
+    /// Opens a data directory, making it if it is not there, and gives back what is in it.
+    ///
+    /// # Errors
+    /// If another launcher uses it, or something in it can't be read.
+    pub fn open(directory: DataDir) -> anyhow::Result<(Self, Restored)> {
+        make_directory(directory.path(), 0o755)?;
+        let lock = lock(&directory)?;
+        make_directory(&directory.instances(), 0o711)?;
+        let node_path = directory.path().join("node.json");
+        let node = match fs::read(&node_path) {
+            Ok(bytes) => read_node(&bytes).with_context(|| node_path.display().to_string())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => NodeFile {
+                format: NODE_FORMAT,
+                node_uuid: uuid::Uuid::new_v4().into(),
+                session_epoch: SessionEpoch(0),
+                record: NodeRecord::default(),
+            },
+            Err(error) => return Err(error).with_context(|| node_path.display().to_string()),
+        };
+        let tombstones_path = directory.path().join("tombstones.jsonl");
+        let tombstones = read_tombstones(&tombstones_path)?;
+        let restored = Restored {
+            node: node.record.clone(),
+            jobs: read_jobs(&directory)?,
+            tombstones,
+        };
+        let mut store = Self {
+            directory,
+            node,
+            tombstones: open_append(&tombstones_path)?,
+            tombstone_lines: 0,
+            _lock: lock,
+        };
+        store.rewrite_tombstones(&restored.tombstones)?;
+        store.write_node()?;
+        Ok((store, restored))
+    }
+
+    /// The directory's identity.
+    #[must_use]
+    pub const fn node_uuid(&self) -> NodeUuid {
+        self.node.node_uuid
+    }
+
+    /// The next session's epoch, on disk before it is returned.
+    ///
+    /// # Errors
+    /// If it can't be synced: then no session may begin.
+    pub fn next_session_epoch(&mut self) -> anyhow::Result<SessionEpoch> {
+        self.node.session_epoch = self.node.session_epoch.next();
+        self.write_node()?;
+        Ok(self.node.session_epoch)
+    }
+
+    /// Keeps mode, term and epochs.
+    ///
+    /// # Errors
+    /// If they can't be synced.
+    pub fn keep_node(&mut self, record: NodeRecord) -> anyhow::Result<()> {
+        self.node.record = record;
+        self.write_node()
+    }
+
+    /// Keeps a tombstone; not synced.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn keep_tombstone(&mut self, tombstone: &Tombstone) -> anyhow::Result<()> {
+        if self.tombstone_lines >= TOMBSTONE_LINES {
+            let path = self.directory.path().join("tombstones.jsonl");
+            let mut all = read_tombstones(&path)?;
+            let excess = all.len().saturating_sub(TOMBSTONES);
+            all.drain(..excess);
+            self.rewrite_tombstones(&all)?;
+        }
+        let mut line = serde_json::to_vec(tombstone)?;
+        line.push(b'\n');
+        self.tombstones
+            .write_all(&line)
+            .context("a tombstone can't be written")?;
+        self.tombstone_lines += 1;
+        Ok(())
+    }
+
+    fn rewrite_tombstones(&mut self, tombstones: &[Tombstone]) -> anyhow::Result<()> {
+        let mut text = Vec::new();
+        for tombstone in tombstones {
+            serde_json::to_writer(&mut text, tombstone)?;
+            text.push(b'\n');
+        }
+        let path = self.directory.path().join("tombstones.jsonl");
+        replace(&path, &text, false)?;
+        self.tombstones = open_append(&path)?;
+        self.tombstone_lines = tombstones.len();
+        Ok(())
+    }
+
+    fn write_node(&self) -> anyhow::Result<()> {
+        let path = self.directory.path().join("node.json");
+        let text = serde_json::to_vec_pretty(&self.node)?;
+        replace(&path, &text, true).with_context(|| path.display().to_string())
+    }
+}
+
+/// The part of the store that the executor thread uses: attempts' directories.
+#[derive(Debug)]
+pub struct AttemptStore {
+    directory: DataDir,
+    retention: Duration,
+    /// Attempts that are acknowledged and age, by instance.
+    kept: BTreeMap<(OwnerId, InstanceId), Vec<Kept>>,
+    /// Empties directories off this thread: a workload may have left a million files.
+    cleaner: std::sync::mpsc::Sender<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    job: Arc<Job>,
+    until: SystemTime,
+}
+
+impl AttemptStore {
+    /// Takes up what an earlier process kept.
+    ///
+    /// # Errors
+    /// If the directory can't be read.
+    pub fn open(directory: DataDir, retention: Duration) -> anyhow::Result<Self> {
+        let (cleaner, paths) = std::sync::mpsc::channel::<PathBuf>();
+        std::thread::Builder::new()
+            .name("cleaner".into())
+            .spawn(move || paths.into_iter().for_each(|path| remove_tree(&path)))?;
+        let mut store = Self {
+            directory,
+            retention,
+            kept: BTreeMap::new(),
+            cleaner,
+        };
+        for entry in fs::read_dir(store.directory.instances())? {
+            let path = entry?.path();
+            let Ok(bytes) = fs::read(path.join(KEPT_FILE)) else {
+                continue;
+            };
+            match serde_json::from_slice::<Job>(&bytes) {
+                Ok(job) => {
+                    let since = path.metadata().and_then(|data| data.modified());
+                    store.keep(Arc::new(job), since.unwrap_or(SystemTime::UNIX_EPOCH));
+                }
+                Err(_) => store.discard(&path),
+            }
+        }
+        Ok(store)
+    }
+
+    /// Makes an attempt's directory and record; not synced.
+    ///
+    /// # Errors
+    /// If it can't be written: the attempt must not start then.
+    pub fn accept(&mut self, job: &Job) -> io::Result<()> {
+        let path = self.directory.attempt(&job.id);
+        match fs::DirBuilder::new().mode(0o711).create(&path) {
+            // Only a repeated START or a crash in between can have left one.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path.join(RECORD_FILE))?;
+        file.write_all(&serde_json::to_vec(job)?)
+    }
+
+    /// Removes the working directory of an attempt that is empty, unless outputs are to be kept.
+    pub fn emptied(&self, job: &Job) {
+        if job.body.keep_outputs_ms == 0 {
+            let path = self.directory.attempt(&job.id);
+            self.discard(&path.join(data_dir::WORK_DIRECTORY));
+            if uses_tmp(job) {
+                self.discard(&path.join("tmp"));
+            }
+        }
+    }
+
+    /// The owner has committed the end: the record goes, logs and outputs age. What left neither
+    /// goes at once.
+    pub fn acknowledged(&mut self, job: &Arc<Job>) {
+        let path = self.directory.attempt(&job.id);
+        if job.body.keep_outputs_ms == 0 && !logs::exists(&path) {
+            self.remove_small(&path);
+            return;
+        }
+        if let Err(error) = fs::rename(path.join(RECORD_FILE), path.join(KEPT_FILE)) {
+            tracing::warn!(%error, path = %path.display(), "a record can't be put aside");
+        }
+        self.keep(job.clone(), wall_clock());
+    }
+
+    /// Removes all files of an attempt.
+    pub fn deleted(&self, id: &AttemptId) {
+        self.discard(&self.directory.attempt(id));
+    }
+
+    /// Removes all acknowledged attempts of an instance. Gives their ids.
+    pub fn forgotten(&mut self, owner: OwnerId, instance: InstanceId) -> Vec<AttemptId> {
+        let kept = self.kept.remove(&(owner, instance)).unwrap_or_default();
+        let ids: Vec<AttemptId> = kept.iter().map(|kept| kept.job.id).collect();
+        ids.iter().for_each(|id| self.deleted(id));
+        ids
+    }
+
+    /// Removes what has aged. Gives the ids.
+    pub fn age(&mut self) -> Vec<AttemptId> {
+        let now = wall_clock();
+        let mut gone = Vec::new();
+        self.kept.retain(|_, attempts| {
+            attempts.retain(|kept| {
+                let stays = kept.until > now;
+                if !stays {
+                    gone.push(kept.job.id);
+                }
+                stays
+            });
+            !attempts.is_empty()
+        });
+        gone.iter().for_each(|id| self.deleted(id));
+        gone
+    }
+
+    /// The last acknowledged attempt of an instance whose files are still here.
+    #[must_use]
+    pub fn kept_job(&self, owner: OwnerId, instance: InstanceId) -> Option<Arc<Job>> {
+        let attempts = self.kept.get(&(owner, instance))?;
+        attempts
+            .iter()
+            .max_by_key(|kept| kept.job.id.attempt)
+            .map(|kept| kept.job.clone())
+    }
+
+    fn keep(&mut self, job: Arc<Job>, since: SystemTime) {
+        let outputs = Duration::from_millis(job.body.keep_outputs_ms);
+        let until = since
+            .checked_add(self.retention.max(outputs))
+            .unwrap_or(since);
+        self.kept
+            .entry((job.id.owner, job.id.instance))
+            .or_default()
+            .push(Kept { job, until });
+    }
+
+    /// Removes a directory that holds a few known files, without looking into it.
+    fn remove_small(&self, path: &Path) {
+        for file in [RECORD_FILE, crate::shim::message::EXIT_FILE] {
+            // One that is not there need not go.
+            let _ = fs::remove_file(path.join(file));
+        }
+        if fs::remove_dir(path).is_err() {
+            self.discard(path);
+        }
+    }
+
+    fn discard(&self, path: &Path) {
+        // Most directories are empty; the rest is the cleaner's.
+        if fs::remove_dir(path).is_err() && path.exists() {
+            // It lives as long as this store.
+            let _ = self.cleaner.send(path.to_owned());
+        }
+    }
+}
+
+fn uses_tmp(job: &Job) -> bool {
+    matches!(&job.body.task, pronto_payloads::start::Task::Exec(task) if task.private_tmp)
+}
+
+/// For ages on disk, which outlive boots.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "files are aged by this machine's own clock"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+fn remove_tree(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "a directory can't be removed");
+        }
+        _ => {}
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("can't make {}", path.display()))
+}
+
+fn lock(directory: &DataDir) -> anyhow::Result<File> {
+    let path = directory.path().join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("can't open {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another launcher uses {}", directory.path().display())
+        }
+        Err(error) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+    }
+}
+
+fn read_node(bytes: &[u8]) -> anyhow::Result<NodeFile> {
+    let node: NodeFile = serde_json::from_slice(bytes)?;
+    if node.format != NODE_FORMAT {
+        bail!("format {}; accepted: {NODE_FORMAT}", node.format);
+    }
+    Ok(node)
+}
+
+/// Records of attempts that are not acknowledged. One that can't be read is put aside, in words.
+fn read_jobs(directory: &DataDir) -> anyhow::Result<Vec<Arc<Job>>> {
+    let mut jobs = Vec::new();
+    for entry in fs::read_dir(directory.instances())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().and_then(parse_key).is_none() {
+            continue;
+        }
+        let path = entry.path().join(RECORD_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        match serde_json::from_slice::<Job>(&bytes) {
+            Ok(job) if job.format == JOB_FORMAT => jobs.push(Arc::new(job)),
+            // Cut short by a crash while it was written: nothing of it was started.
+            Ok(_) | Err(_) => {
+                tracing::warn!(path = %path.display(), "a record can't be read and is put aside");
+                let _ = fs::rename(&path, path.with_extension("unreadable"));
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+fn read_tombstones(path: &Path) -> anyhow::Result<Vec<Tombstone>> {
+    match fs::read(path) {
+        // The last line may have been cut by a crash.
+        Ok(bytes) => Ok(bytes
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn open_append(path: &Path) -> anyhow::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("can't open {}", path.display()))
+}
+
+/// Replaces a file as a whole.
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> anyhow::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    file.write_all(bytes)?;
+    if sync {
+        file.sync_all()?;
+    }
+    fs::rename(&fresh, path)?;
+    if sync {
+        if let Some(parent) = path.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pronto_payloads::ids::{Attempt, Term};
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::new(directory.path().join("node"));
+        let stone = Tombstone {
+            owner: OwnerId([1; 16]),
+            instance: InstanceId([2; 16]),
+            attempt: Attempt(3),
+            at: crate::moment::Moment(4),
+        };
+        let uuid = {
+            let (mut store, restored) = NodeStore::open(data_dir.clone()).unwrap();
+            assert!(restored.jobs.is_empty());
+            assert_eq!(store.next_session_epoch().unwrap(), SessionEpoch(1));
+            store.keep_tombstone(&stone).unwrap();
+            store
+                .keep_node(NodeRecord {
+                    term: Term(9),
+                    ..NodeRecord::default()
+                })
+                .unwrap();
+            let error = NodeStore::open(data_dir.clone()).unwrap_err().to_string();
+            assert!(error.starts_with("another launcher uses"), "{error}");
+            store.node_uuid()
+        };
+        let (mut store, restored) = NodeStore::open(data_dir).unwrap();
+        assert_eq!(store.node_uuid(), uuid);
+        assert_eq!(store.next_session_epoch().unwrap(), SessionEpoch(2));
+        assert_eq!(
+            (restored.node.term, restored.tombstones),
+            (Term(9), vec![stone])
+        );
+    }
+}
