@@ -8,8 +8,9 @@ enforces no limits and serves no streams. The name is the one in the certificate
 """
 import argparse, ctypes, os, select, signal, socket, ssl, struct, subprocess, time, uuid
 
-HELLO, START, STOP, INVENTORY, ACK, PING = (1, 1), (1, 2), (1, 3), (1, 7), (1, 8), (1, 16)
-READY, INSTANCE_CHANGED, INVENTORY_PAGE, UNSUPPORTED = (2, 1), (3, 5), (3, 6), (4, 7)
+HELLO, START, STOP, DELETE, SET_MODE = (1, 1), (1, 2), (1, 3), (1, 4), (1, 5)
+INVENTORY, ACK, PING, READY, MAINTENANCE = (1, 7), (1, 8), (1, 16), (2, 1), (2, 3)
+INSTANCE_CHANGED, INVENTORY_PAGE, UNSUPPORTED = (3, 5), (3, 6), (4, 7)
 WELCOME, DONE, LEASE, PONG = (5, 1), (5, 2), (5, 4), (5, 6)
 WANT_REPLY, LAST, RUNNING, ENDED = 1, 2, 2, 3
 EXITED, SIGNALED, STOPPED, CANNOT_EXECUTE, REJECTED = 0, 1, 4, 6, 7
@@ -90,7 +91,8 @@ def capacity(used=(0, 0, 0)):  # thousandths of a core, MiB of memory, MiB of di
 
 def send_ready():  # the correlation id is the moment of asking, from which the lease runs
     used = [sum(column) for column in zip((0, 0, 0), *(a.demand for a in attempts.values() if a.phase != ENDED))]
-    send(READY, pack("QQ", epoch, applied_seq) + capacity(used) + pack("QIQ", 1, 0, 0), now_ns(), WANT_REPLY)
+    send(MAINTENANCE if mode else READY, pack("QQ", epoch, applied_seq) + capacity(used) + pack("QIQ", 1, 0, 0),
+         now_ns(), WANT_REPLY)
 
 def on_start(read):
     global applied_seq
@@ -103,21 +105,28 @@ def on_start(read):
     read.list(lambda: [read.text() for _ in range(read.number("I") + 1)])  # constraints
     read.optional(read.text), read.list(read.text)  # nodes to prefer and to avoid
     if tombstones.get(id[:32], 0) >= number_of(id): attempt.change(ENDED, STOPPED)
-    elif session != epoch or now_ns() > lease_ns: attempt.change(ENDED, REJECTED, message="no lease")
+    elif session != epoch or now_ns() > lease_ns or mode:
+        attempt.change(ENDED, REJECTED, message="no lease, or in maintenance")
     elif (schema, runtime) != (1, 0): attempt.change(ENDED, REJECTED, message="only exec runs here")
     else: attempt.run(read)
 
 def on_frame(operand, correlation, payload):
-    global lease_ns
+    global lease_ns, mode
     read = Reader(payload)
     if operand == LEASE and read.number() > 0: lease_ns = correlation + 10**6 * read.number()
     elif operand == START: on_start(read), send_ready()
-    elif operand == STOP:
-        instance, last, grace_ms = read.raw(32), read.number("I"), read.optional(read.number)
+    elif operand in (STOP, DELETE):
+        instance, last, grace_ms = read.raw(32), 2**32 - 1, None
+        if operand == STOP: last, grace_ms = read.number("I"), read.optional(read.number)
         tombstones[instance] = max(last, tombstones.get(instance, 0))  # a START still under way can't run
-        for id, attempt in attempts.items():
-            if id[:32] == instance and number_of(id) <= last: attempt.stop(grace_ms)
+        for id, attempt in list(attempts.items()):
+            if id[:32] != instance or number_of(id) > last: continue
+            if operand == DELETE and attempt.phase == ENDED: del attempts[id]
+            else: attempt.stop(grace_ms)
         send(DONE, b"", correlation)
+    elif operand == SET_MODE:
+        mode = read.number("I")
+        send(DONE, b"", correlation), send_ready()
     elif operand == ACK:
         id, version = read.raw(36), read.number()
         if id in attempts and attempts[id].phase == ENDED and attempts[id].version <= version: del attempts[id]
@@ -155,8 +164,9 @@ uris = [name for kind, name in tls.getpeercert()["subjectAltName"] if kind == "U
 if len(uris) != 1 or uris[0].split("/")[3] != "scheduler": raise SystemExit(f"not a scheduler: {uris}")
 
 WHOLE = (1000 * os.cpu_count(), 1024, 4096)
-attempts, tombstones, applied_seq, lease_ns, asked_ns = {}, {}, 0, 0, None
-epoch, boot_id, node_uuid = time.time_ns(), uuid.uuid4().bytes, uuid.uuid5(uuid.NAMESPACE_URL, options.name).bytes
+attempts, tombstones, mode, applied_seq, lease_ns, asked_ns = {}, {}, 0, 0, 0, None
+epoch, boot_id = time.time_ns(), uuid.uuid4().bytes
+node_uuid = uuid.uuid5(uuid.NAMESPACE_URL, options.name).bytes
 facts = (text(options.name) + text("") + capacity() + pack("Q", 1) + text("agent") + text("python")
          + pack("QIHH", 1, 0, 1, 1) + text("") + text(""))
 build = pack("B", 11) + b"launcher.py"

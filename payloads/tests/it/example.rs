@@ -3,7 +3,7 @@
 
 use crate::samples::{OWNER, body};
 use pronto_payloads::codec::{decode, encode, encode_into};
-use pronto_payloads::control::{Ack, PullInventory, Stop};
+use pronto_payloads::control::{Ack, Delete, PullInventory, SetMode, Stop};
 use pronto_payloads::demand::{Demand, Runtime};
 use pronto_payloads::hello::{LauncherHello, Mode, SchedulerWelcome};
 use pronto_payloads::ids::{
@@ -193,8 +193,14 @@ impl Scheduler {
             attempt: Attempt(1),
             grace_ms: Some(5000),
         };
-        self.send(Frame::request(Operand::Stop, correlation, encode(&stop)))
-            .await;
+        let frame = Frame::request(Operand::Stop, correlation, encode(&stop));
+        self.command(frame).await;
+    }
+
+    /// Sends a command and waits until it is done.
+    async fn command(&mut self, frame: Frame) {
+        let correlation = frame.correlation;
+        self.send(frame).await;
         self.wait(Operand::Done, |frame| {
             (frame.correlation == correlation).then_some(())
         })
@@ -372,6 +378,30 @@ async fn the_example_launcher_does_a_launchers_duties() {
     assert_eq!(scheduler.inventory().await.entries, []);
     let ready = scheduler.status(|_| true).await;
     assert_eq!(ready.free.memory_mib, FREE_MEMORY_MIB);
+
+    // A deleted instance is stopped and forgotten; maintenance is said instead of READY.
+    let deleted = scheduler
+        .start(6, Runtime::Exec, &plain(&["sleep", "600"]))
+        .await;
+    scheduler.report(deleted, Phase::Running).await;
+    for correlation in [7, 8] {
+        let delete = Delete {
+            owner: OWNER,
+            instance: deleted.instance,
+        };
+        let frame = Frame::request(Operand::Delete, correlation, encode(&delete));
+        scheduler.command(frame).await;
+        if correlation == 7 {
+            assert_eq!(scheduler.end(deleted).await.cause, EndCause::Stopped);
+        }
+    }
+    assert_eq!(scheduler.inventory().await.entries, []);
+    let mode = SetMode {
+        mode: Mode::Maintenance,
+    };
+    let frame = Frame::request(Operand::SetMode, 10, encode(&mode));
+    scheduler.command(frame).await;
+    scheduler.wait(Operand::Maintenance, |_| Some(())).await;
 
     scheduler
         .send(Frame::request(Operand::Ping, 9, b"hi".to_vec()))
