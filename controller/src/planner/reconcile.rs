@@ -1,0 +1,627 @@
+//! The session to the scheduler, and finding out where attempts are after it broke.
+//!
+//! When a session breaks, and at the controller's own start, every attempt whose START was sent
+//! and not answered is uncertain: it may be anywhere, or nowhere. Each break has a number. An
+//! uncertain attempt is found when a node reports it; it is missing when every known node has
+//! given a whole inventory that was asked for after its break, or can't have it any more:
+//!
+//! ```text
+//! node that is       keep            stop-after T
+//! connected          its inventory   its inventory
+//! away               lost_after      lease + grant + T + grace + margin, from when it was last seen
+//! fenced, deleted    at once         at once
+//! ```
+//!
+//! For `stop-after` the same time is waited from the break itself, for a node that connected just
+//! before and is not known yet. A missing attempt is followed by the next one; that is no retry
+//! that a user counts.
+
+use super::dispatch::Topic;
+use super::event::{Effect, SessionUp};
+use super::instance::Phase;
+use super::journal::After;
+use super::nodes::Pull;
+use super::state::State;
+use crate::api::types::Severity;
+use crate::store::{AfterStop, Write};
+use pronto_payloads::codec::{self, encode};
+use pronto_payloads::control::{Activate, Failure, FromNode, Grant, PullInventory};
+use pronto_payloads::ids::{Generation, Term};
+use pronto_payloads::instance::{InstanceReport, Inventory};
+use pronto_payloads::node::{NodeConnected, NodeDisconnected, Nodes as NodePage, StatsBatch};
+use pronto_payloads::place::{CapacityGrown, Explanation, Placed, StartFailure};
+use pronto_protocol::frame::Frame;
+use pronto_protocol::operand::Operand;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Inventories that are asked for at once: a restart of the scheduler is no flood.
+const MAX_PULLS: u32 = 32;
+/// GRANT is renewed this often.
+const GRANT_EVERY_NS: i64 = 1_000_000_000;
+/// After NotActive or Busy, STARTs wait so long.
+const HOLD_NS: i64 = 200_000_000;
+/// The lease until a scheduler says another: what the launchers' default is.
+const DEFAULT_LEASE_MS: u64 = 10_000;
+/// A barrier holds others back for so long at most before it lets them pass as long again.
+const BARRIER_NS: i64 = 120_000_000_000;
+
+/// The session to the scheduler.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// WELCOME was read.
+    pub(crate) up: bool,
+    pub(crate) address: String,
+    pub(crate) active: bool,
+    pub(crate) since_ns: i64,
+    /// ACTIVATE is confirmed and the list of nodes is complete.
+    ready: bool,
+    /// How often a session broke, the controller's start included.
+    pub(crate) breaks: u64,
+    window: u32,
+    pub(crate) unanswered: u32,
+    hold_until_ns: i64,
+    pub(crate) generation: Generation,
+    pub(crate) lease_ms: u64,
+    granted_ns: i64,
+    /// Nodes named by the pages of this session's NODES.
+    listed: BTreeSet<u32>,
+    pub(crate) pulls: u32,
+    wanted: VecDeque<u32>,
+    /// Numbers of the uncertain instances.
+    pub(crate) uncertain: BTreeSet<u64>,
+    pub(crate) lookups: FxHashMap<u64, (u32, InstanceReport)>,
+    pub(crate) next_lookup: u64,
+    pub(crate) superseded: bool,
+    /// Open EXPLAINs: number, token of the request, and what to add to the answer.
+    pub(crate) explains: FxHashMap<u64, super::requests::OpenExplain>,
+    pub(crate) next_explain: u64,
+}
+
+impl Link {
+    pub(crate) fn new(now_ns: i64) -> Self {
+        Self {
+            up: false,
+            address: String::new(),
+            active: false,
+            since_ns: now_ns,
+            ready: false,
+            breaks: 1,
+            window: 0,
+            unanswered: 0,
+            hold_until_ns: i64::MIN,
+            generation: Generation(0),
+            lease_ms: DEFAULT_LEASE_MS,
+            granted_ns: i64::MIN / 2,
+            listed: BTreeSet::new(),
+            pulls: 0,
+            wanted: VecDeque::new(),
+            uncertain: BTreeSet::new(),
+            lookups: FxHashMap::default(),
+            next_lookup: 1,
+            superseded: false,
+            explains: FxHashMap::default(),
+            next_explain: 1,
+        }
+    }
+
+    pub(crate) fn may_start(&self) -> bool {
+        self.up
+            && self.ready
+            && !self.superseded
+            && self.hold_until_ns == i64::MIN
+            && self.unanswered < self.window
+    }
+
+    pub(crate) fn answered(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    /// No STARTs for a moment.
+    pub(crate) fn hold(&mut self, now_ns: i64) {
+        self.hold_until_ns = now_ns.saturating_add(HOLD_NS);
+    }
+
+    /// Whether placements may go out.
+    pub(crate) const fn is_ready(&self) -> bool {
+        self.up && self.ready
+    }
+}
+
+impl State {
+    pub(crate) fn on_session_up(&mut self, up: SessionUp) {
+        if self.link.up {
+            self.on_session_down("replaced by a newer session");
+        }
+        self.link.up = true;
+        self.link.ready = false;
+        self.link.address = up.address;
+        self.link.active = up.active;
+        self.link.since_ns = self.now.mono_ns;
+        self.link.window = up.welcome.start_window.max(1);
+        self.link.lease_ms = up.welcome.lease_ms.max(self.link.lease_ms);
+        self.link.listed.clear();
+        let reported = up.welcome.owner_epoch.0;
+        if reported > self.meta.epoch || (self.meta.restored && reported >= self.meta.epoch) {
+            if self.meta.restored {
+                self.meta.epoch = reported + 1;
+                self.meta.restored = false;
+                self.journal.write(Write::Epoch(self.meta.epoch));
+                self.record(
+                    "epoch_raised",
+                    Severity::Warning,
+                    format!(
+                        "restored from a backup: the epoch is raised to {}, above all that \
+                         launchers report",
+                        self.meta.epoch
+                    ),
+                );
+                self.journal.then(After::Effect(Effect::DropSession {
+                    reason: "the epoch was raised".to_owned(),
+                }));
+                return;
+            }
+            self.on_superseded();
+        }
+        // A scheduler that is active for others keeps its term; one that is not gets a new one.
+        self.meta.term = if up.active {
+            self.meta.term.max(up.term.0).max(1)
+        } else {
+            self.meta.term.max(up.term.0) + 1
+        };
+        self.journal.write(Write::Term(self.meta.term));
+        self.journal.then(After::Activate);
+    }
+
+    pub(crate) fn send_activate(&mut self) {
+        if !self.link.up {
+            return;
+        }
+        let expected = self.nodes.iter().filter(|(_, node)| !node.lost).count();
+        let body = Activate {
+            term: Term(self.meta.term),
+            expected_nodes: u32::try_from(expected).unwrap_or(u32::MAX),
+        };
+        self.send(Frame::request(
+            Operand::Activate,
+            Topic::Activate.correlation(),
+            encode(&body),
+        ));
+    }
+
+    pub(crate) fn on_session_down(&mut self, reason: &str) {
+        if !self.link.up {
+            return;
+        }
+        self.link.up = false;
+        self.link.ready = false;
+        self.link.active = false;
+        self.link.breaks += 1;
+        self.link.since_ns = self.now.mono_ns;
+        self.link.unanswered = 0;
+        self.link.hold_until_ns = i64::MIN;
+        self.link.generation = Generation(0);
+        self.link.granted_ns = i64::MIN / 2;
+        self.link.pulls = 0;
+        self.link.wanted.clear();
+        self.queue.session_lost();
+        self.warn(format!("the session to the scheduler is gone: {reason}"));
+        for node in self.nodes.list.iter_mut().flatten() {
+            node.pull = Pull::Idle;
+        }
+        let (breaks, now_ns) = (self.link.breaks, self.now.mono_ns);
+        let placing: Vec<u32> = (0_u32..)
+            .zip(&self.instances)
+            .filter(|(_, entry)| {
+                entry
+                    .as_ref()
+                    .is_some_and(|instance| instance.phase == Phase::Placing)
+            })
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in placing {
+            self.set_phase(slot, Phase::Uncertain);
+            let instance = self.instance_mut(slot);
+            let seq = instance.seq;
+            let more = instance.more();
+            more.uncertain_since_break = breaks;
+            more.uncertain_since_ns = now_ns;
+            self.link.uncertain.insert(seq);
+        }
+        self.fail_explains();
+    }
+
+    /// Every frame that a scheduler sends. What can't be decoded is said and passed over.
+    pub(crate) fn on_frame(&mut self, frame: Frame) {
+        if let Err(error) = self.take_frame(frame) {
+            self.warn(format!("a frame of the scheduler is not accepted: {error}"));
+        }
+    }
+
+    fn take_frame(&mut self, frame: Frame) -> Result<(), codec::DecodeError> {
+        let (correlation, last) = (frame.correlation, frame.is_last());
+        let mut bytes = frame.payload.into_bytes();
+        match frame.operand {
+            Operand::Placed => {
+                let placed: Placed = codec::decode(&bytes)?;
+                self.on_placed(&placed);
+            }
+            Operand::StartFailure => {
+                let failure: StartFailure = codec::decode(&bytes)?;
+                self.on_start_failure(correlation, failure);
+            }
+            Operand::InstanceChanged => {
+                let from: FromNode = codec::take(&mut bytes)?;
+                let report: InstanceReport = codec::decode(&bytes)?;
+                let node = self.node_named(&from.node);
+                self.on_report(node, report);
+            }
+            Operand::InventoryPage => {
+                let from: FromNode = codec::take(&mut bytes)?;
+                let page: Inventory = codec::decode(&bytes)?;
+                self.on_inventory(&from.node, page, last);
+            }
+            Operand::NodeConnected => {
+                let said: NodeConnected = codec::decode(&bytes)?;
+                self.on_node_connected(said);
+            }
+            Operand::NodeDisconnected => {
+                let said: NodeDisconnected = codec::decode(&bytes)?;
+                self.on_node_disconnected(&said);
+            }
+            Operand::NodeList => {
+                let page: NodePage = codec::decode(&bytes)?;
+                self.on_node_page(page, last);
+            }
+            Operand::Stats => {
+                let batch: StatsBatch = codec::decode(&bytes)?;
+                self.on_stats(batch);
+            }
+            Operand::Capacity => {
+                let grown: CapacityGrown = codec::decode(&bytes)?;
+                self.link.generation = self.link.generation.max(grown.generation);
+                self.queue.capacity(grown.generation);
+            }
+            Operand::Explanation => {
+                let explanation: Explanation = codec::decode(&bytes)?;
+                self.on_explanation(correlation, explanation);
+            }
+            Operand::Done => self.on_done(correlation, &mut bytes)?,
+            Operand::StopFailure
+            | Operand::DeleteFailure
+            | Operand::Unsupported
+            | Operand::Busy
+            | Operand::Unauthorized => self.on_failure(correlation, frame.operand, bytes)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_done(
+        &mut self,
+        correlation: u64,
+        bytes: &mut bytes::Bytes,
+    ) -> Result<(), codec::DecodeError> {
+        match Topic::of(correlation) {
+            Some(Topic::Activate) => {
+                self.link.active = true;
+                self.send_grant();
+                self.send(Frame::request(
+                    Operand::Nodes,
+                    Topic::Nodes.correlation(),
+                    (),
+                ));
+            }
+            Some(Topic::Stop(seq)) if !bytes.is_empty() => {
+                let from: FromNode = codec::take(bytes)?;
+                if let Some(node) = self.nodes.find(&from.node) {
+                    let stale = self
+                        .nodes
+                        .stale_with(node, |id| self.ids.seq(id, self.meta.next_seq) == seq);
+                    for id in stale {
+                        self.nodes.forget_stale(node, id);
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_failure(
+        &mut self,
+        correlation: u64,
+        operand: Operand,
+        mut bytes: bytes::Bytes,
+    ) -> Result<(), codec::DecodeError> {
+        if matches!(operand, Operand::StopFailure | Operand::DeleteFailure) {
+            // The node's name stands in front where the answer is the node's own.
+            let behind = bytes.clone();
+            if codec::take::<FromNode>(&mut bytes).is_err() {
+                bytes = behind;
+            }
+        }
+        let text = codec::decode::<Failure>(&bytes)
+            .map_or_else(|_| operand.to_string(), |failure| failure.text);
+        match Topic::of(correlation) {
+            Some(Topic::Activate) => {
+                self.record(
+                    "activation_refused",
+                    Severity::Alarm,
+                    format!(
+                        "the scheduler at {} will not be activated: {text}",
+                        self.link.address
+                    ),
+                );
+                self.out.push(Effect::DropSession { reason: text });
+            }
+            Some(Topic::Inventory(node)) => {
+                if let Ok(index) = u32::try_from(node) {
+                    self.end_pull(index);
+                }
+            }
+            Some(Topic::Explain(number)) => self.explain_failed(number, &text),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_node_page(&mut self, page: NodePage, last: bool) {
+        for said in page.nodes {
+            let name = said.node.clone();
+            self.on_node_connected(said);
+            if let Some(index) = self.nodes.find(&name) {
+                self.link.listed.insert(index);
+            }
+        }
+        if !last {
+            return;
+        }
+        let gone: Vec<u32> = self
+            .nodes
+            .iter()
+            .filter(|(index, node)| node.connected && !self.link.listed.contains(index))
+            .map(|(index, _)| index)
+            .collect();
+        for index in gone {
+            self.set_away(index, "not connected to this scheduler");
+        }
+        self.link.ready = true;
+        for index in 0..u32::try_from(self.nodes.list.len()).unwrap_or(u32::MAX) {
+            self.consider_pull(index, true);
+        }
+        self.sweep_uncertain();
+    }
+
+    /// Asks for a node's inventory, if there is a reason to.
+    pub(crate) fn consider_pull(&mut self, index: u32, agrees: bool) {
+        let needed = !self.link.uncertain.is_empty();
+        let (breaks, up) = (self.link.breaks, self.link.up);
+        let starting = self.nodes.node(index).is_some_and(|node| {
+            node.attempts
+                .iter()
+                .any(|&slot| self.instance(slot).phase == Phase::Starting)
+        });
+        let Some(node) = self.nodes.node_mut(index) else {
+            return;
+        };
+        if !node.connected || !up || node.pull != Pull::Idle {
+            return;
+        }
+        let cleared = node.cleared_break >= breaks;
+        // What was on its way when a session broke may have arrived unheard.
+        if agrees && (cleared || !(needed || starting)) {
+            return;
+        }
+        node.pull = Pull::Wanted;
+        self.link.wanted.push_back(index);
+        self.pull_next();
+    }
+
+    pub(crate) fn pull_next(&mut self) {
+        while self.link.up && self.link.pulls < MAX_PULLS {
+            let Some(index) = self.link.wanted.pop_front() else {
+                return;
+            };
+            let Some(node) = self.nodes.node_mut(index) else {
+                continue;
+            };
+            if node.pull != Pull::Wanted || !node.connected {
+                continue;
+            }
+            node.pull = Pull::Asked {
+                pages: 0,
+                seen: BTreeSet::new(),
+            };
+            let name = std::sync::Arc::clone(&node.row.name);
+            self.link.pulls += 1;
+            let body = encode(&PullInventory {
+                owner: self.meta.owner,
+            });
+            let topic = Topic::Inventory(u64::from(index));
+            self.send_to_node(Operand::Inventory, topic, &name, &body);
+        }
+    }
+
+    pub(crate) fn end_pull(&mut self, index: u32) {
+        if let Some(node) = self.nodes.node_mut(index)
+            && matches!(node.pull, Pull::Asked { .. })
+        {
+            node.pull = Pull::Idle;
+            self.link.pulls -= 1;
+        }
+        self.pull_next();
+    }
+
+    fn on_inventory(&mut self, name: &str, page: Inventory, last: bool) {
+        if page.owner != self.meta.owner {
+            return;
+        }
+        let Some(index) = self.nodes.find(name) else {
+            return;
+        };
+        let newest = self.meta.next_seq;
+        let numbers: Vec<u64> = page
+            .entries
+            .iter()
+            .map(|entry| self.ids.seq(entry.id.instance, newest))
+            .collect();
+        let Some(node) = self.nodes.node_mut(index) else {
+            return;
+        };
+        let Pull::Asked { pages, seen } = &mut node.pull else {
+            return;
+        };
+        if *pages != page.page {
+            // Pages of two answers mixed: start over.
+            self.end_pull(index);
+            self.consider_pull(index, false);
+            return;
+        }
+        *pages += 1;
+        seen.extend(numbers);
+        let (epoch, applied) = (page.session_epoch.0, page.applied_seq.0);
+        for report in page.entries {
+            self.on_report(index, report);
+        }
+        if last {
+            self.on_whole_inventory(index, epoch, applied);
+        }
+    }
+
+    fn on_whole_inventory(&mut self, index: u32, epoch: u64, applied: u64) {
+        let breaks = self.link.breaks;
+        let Some(node) = self.nodes.node_mut(index) else {
+            return;
+        };
+        let Pull::Asked { seen, .. } = std::mem::take(&mut node.pull) else {
+            return;
+        };
+        node.cleared_break = breaks;
+        self.link.pulls -= 1;
+        let mut missing: Vec<u32> = Vec::new();
+        if let Some(node) = self.nodes.node(index) {
+            for &slot in &node.attempts {
+                let instance = self.instance(slot);
+                let older = (instance.session_epoch, instance.start_seq) <= (epoch, applied);
+                let there = matches!(instance.phase, Phase::Starting | Phase::Running);
+                if there && older && !seen.contains(&instance.seq) {
+                    missing.push(slot);
+                }
+            }
+        }
+        missing.sort_unstable();
+        for slot in missing {
+            self.on_missing(slot);
+        }
+        self.pull_next();
+        self.sweep_uncertain();
+    }
+
+    /// Resolves uncertain attempts that can't be anywhere any more.
+    pub(crate) fn sweep_uncertain(&mut self) {
+        if self.link.uncertain.is_empty() || !self.link.is_ready() {
+            return;
+        }
+        let breaks = self.link.breaks;
+        let mut all_cleared = true;
+        let mut keep_cleared = true;
+        // The latest time at which an uncleared node was heard of; absent if one is connected.
+        let mut heard_ns = Some(i64::MIN);
+        for (_, node) in self.nodes.iter() {
+            if node.cleared_break >= breaks {
+                continue;
+            }
+            all_cleared = false;
+            keep_cleared &= node.lost;
+            heard_ns = match heard_ns {
+                Some(heard) if !node.connected => Some(heard.max(node.disconnected_ns)),
+                _ => None,
+            };
+        }
+        if !keep_cleared && heard_ns.is_none() {
+            return;
+        }
+        let numbers: Vec<u64> = self.link.uncertain.iter().copied().collect();
+        for seq in numbers {
+            let Some(slot) = self.slot(seq) else {
+                self.link.uncertain.remove(&seq);
+                continue;
+            };
+            let since_ns = self
+                .instance(slot)
+                .more
+                .as_ref()
+                .map_or(i64::MIN, |more| more.uncertain_since_ns);
+            let resolved = match heard_ns {
+                _ if self.template(slot).stop_after_ms().is_none() => all_cleared || keep_cleared,
+                None => false,
+                Some(heard) => self
+                    .fence_at(slot, heard.max(since_ns))
+                    .is_none_or(|at| at <= self.now.mono_ns),
+            };
+            if resolved {
+                self.link.uncertain.remove(&seq);
+                self.on_nowhere(slot);
+            }
+        }
+    }
+
+    /// An uncertain attempt that is nowhere.
+    fn on_nowhere(&mut self, slot: u32) {
+        match self.instance(slot).after_stop() {
+            Some(AfterStop::Keep | AfterStop::Delete) => self.finish_stopped(slot),
+            Some(AfterStop::Restart | AfterStop::Move) => self.restart_now(slot, None),
+            None => self.raise(slot, 0, None),
+        }
+    }
+
+    fn send_grant(&mut self) {
+        self.link.granted_ns = self.now.mono_ns;
+        let body = encode(&Grant {
+            grant_ms: self.settings.grant_ms,
+        });
+        self.send(Frame::new(Operand::Grant, body));
+    }
+
+    pub(crate) fn sweep_link(&mut self) {
+        if !self.link.up {
+            return;
+        }
+        if self.link.active && self.now.mono_ns - self.link.granted_ns >= GRANT_EVERY_NS {
+            self.send_grant();
+        }
+        if self.link.hold_until_ns != i64::MIN && self.now.mono_ns >= self.link.hold_until_ns {
+            self.link.hold_until_ns = i64::MIN;
+        }
+    }
+
+    /// Raises a barrier for a demand that has waited long, and takes an old one down.
+    pub(crate) fn sweep_barrier(&mut self) {
+        let now_ns = self.now.mono_ns;
+        if let Some(barrier) = &self.queue.barrier {
+            let over = now_ns >= barrier.until_ns || self.slot(barrier.seq).is_none();
+            if over {
+                self.queue.barrier = None;
+            }
+            return;
+        }
+        let Some((_, seq, class)) = self.queue.oldest_blocked() else {
+            return;
+        };
+        let Some(slot) = self.slot(seq) else { return };
+        let waited_ns = now_ns - self.instance(slot).waiting_since_ns;
+        let after_ns = super::state::ns(self.settings.overtake_after_ms);
+        // Half of the time after that it lets others pass: its room may never come.
+        let phase = (waited_ns - after_ns).rem_euclid(2 * BARRIER_NS);
+        if waited_ns >= after_ns && phase < BARRIER_NS {
+            let priority = self.template(slot).priority();
+            self.queue.barrier = Some(super::queue::Barrier {
+                priority,
+                seq,
+                class,
+                until_ns: now_ns + (BARRIER_NS - phase),
+            });
+        }
+    }
+}
