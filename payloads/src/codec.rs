@@ -5,7 +5,7 @@
 //! structs their fields in order without padding.
 //!
 //! Two traps of the encoding are closed here. Its limit counts memory instead of wire bytes, so
-//! [`MEMORY_LIMIT`] is generous and the frame's own limit is the real one; and it accepts bytes
+//! `MEMORY_LIMIT` is generous and the frame's own limit is the real one; and it accepts bytes
 //! after the value, so [`decode`] refuses them unless the caller asked for the rest.
 
 use crate::limits;
