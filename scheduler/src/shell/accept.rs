@@ -19,6 +19,10 @@ use tracing::{debug, warn};
 /// After a failed `accept(2)`, which means too many open files: time for some to close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Handshakes at once. A silent connection costs a few KiB until its time limit, so there may be
+/// many before a launcher has to wait for one of them.
+const HANDSHAKES: usize = 4096;
+
 /// Accepts until `shutdown`.
 pub(crate) async fn accept_all(
     listener: TcpListener,
@@ -28,7 +32,7 @@ pub(crate) async fn accept_all(
     shutdown: CancellationToken,
 ) {
     let session = config.session();
-    let handshakes = HandshakeLimiter::default();
+    let handshakes = HandshakeLimiter::new(HANDSHAKES);
     let places = Arc::new(Semaphore::new(config.max_connections));
     let mut was_full = false;
     loop {

@@ -232,7 +232,7 @@ impl EncodeMetric for SearchTimes<'_> {
         let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
         let buckets: Vec<(f64, u64)> = (0..SEARCH_BUCKETS)
             .map(|bucket| {
-                let bound = Counters::search_bound_ns(bucket).map_or(f64::MAX, seconds);
+                let bound = Counters::search_bound_ns(bucket).map_or(f64::INFINITY, seconds);
                 (bound, self.0.search[bucket])
             })
             .collect();

@@ -1,0 +1,211 @@
+//! What is forwarded, what is answered for nodes that are not there, and what statistics become.
+
+use crate::harness::*;
+use pronto_payloads::codec;
+use pronto_payloads::control::{Ack, Delete, Failure, SetMode, Stop};
+use pronto_payloads::hello::Mode;
+use pronto_payloads::ids::{Attempt, OwnerId, Version};
+use pronto_payloads::instance::{InstanceUsage, Usage};
+use pronto_payloads::node::{NodeLoad, NodeState, Nodes, Stats, StatsBatch};
+use pronto_protocol::{Frame, Operand, Refusal};
+
+fn commands() -> Vec<(Operand, bytes::Bytes, Operand)> {
+    let id = attempt(1);
+    vec![
+        (
+            Operand::Stop,
+            codec::encode(&Stop {
+                owner: OWNER,
+                instance: id.instance,
+                attempt: Attempt(2),
+                grace_ms: Some(1),
+            }),
+            Operand::StopFailure,
+        ),
+        (
+            Operand::Delete,
+            codec::encode(&Delete {
+                owner: OWNER,
+                instance: id.instance,
+            }),
+            Operand::DeleteFailure,
+        ),
+        (
+            Operand::SetMode,
+            codec::encode(&SetMode {
+                mode: Mode::Maintenance,
+            }),
+            Operand::Unsupported,
+        ),
+        (
+            Operand::Ack,
+            codec::encode(&Ack {
+                id,
+                version: Version(1),
+            }),
+            Operand::Unsupported,
+        ),
+    ]
+}
+
+#[test]
+fn a_command_for_an_unknown_node_is_answered() {
+    let (mut world, controller) = World::active();
+    for (operand, command, failure) in commands() {
+        let frame = Frame::request(operand, 30, to_node("ghost", command));
+        world.send(controller.session, frame);
+        let answer = world.expect(controller.session, failure);
+        assert_eq!(answer.correlation, 30);
+        let text = if failure == Operand::Unsupported {
+            Refusal::decode(&answer.payload.to_bytes()).unwrap().text
+        } else {
+            let (node, rest) = from_node(&answer);
+            assert_eq!(node, "ghost");
+            codec::decode::<Failure>(&rest).unwrap().text
+        };
+        assert_eq!(text, "node ghost is not connected");
+    }
+}
+
+#[test]
+fn commands_are_forwarded_without_the_name_and_answered_when_the_node_goes() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    for (operand, command, _) in commands() {
+        let frame = Frame::request(operand, 31, to_node("n1", command.clone()));
+        world.send(controller.session, frame);
+        assert_eq!(
+            world.expect(node.session, operand).payload.to_bytes(),
+            command
+        );
+    }
+    world.close(node.session);
+    for failure in [
+        Operand::StopFailure,
+        Operand::DeleteFailure,
+        Operand::Unsupported,
+    ] {
+        assert_eq!(world.expect(controller.session, failure).correlation, 31);
+    }
+    world.expect(controller.session, Operand::NodeDisconnected);
+}
+
+#[test]
+fn two_controllers_with_one_number_get_each_its_answer() {
+    let (mut world, first) = World::active();
+    let second = world.controller(OwnerId([8; 16]), 1);
+    let node = world.node("n1", capacity(1000));
+    let mode = || to_node("n1", codec::encode(&SetMode { mode: Mode::Ready }));
+    let mut numbers = Vec::new();
+    for controller in [&first, &second] {
+        world.send(
+            controller.session,
+            Frame::request(Operand::SetMode, 1, mode()),
+        );
+        numbers.push(world.expect(node.session, Operand::SetMode).correlation);
+    }
+    assert_ne!(numbers[0], numbers[1]);
+    for (number, controller) in numbers.into_iter().zip([&first, &second]).rev() {
+        world.send(
+            node.session,
+            Frame::answer(Operand::Done, number, Vec::new()),
+        );
+        assert_eq!(
+            world.expect(controller.session, Operand::Done).correlation,
+            1
+        );
+    }
+}
+
+#[test]
+fn statistics_coalesce_per_node_and_usages_reach_their_owner_alone() {
+    let (mut world, controller) = World::active();
+    let other_owner = OwnerId([8; 16]);
+    let other = world.controller(other_owner, 1);
+    let nodes = [
+        world.node("n1", capacity(1000)),
+        world.node("n2", capacity(2000)),
+    ];
+    world.pass_ms(1_100);
+    world.skip_all(Operand::Stats);
+    let usage = |owner| InstanceUsage {
+        id: attempt_of(owner, 1),
+        usage: Usage::default(),
+    };
+    for instances in 1..=20 {
+        let stats = codec::encode(&Stats {
+            load: NodeLoad {
+                instances,
+                ..NodeLoad::default()
+            },
+            usages: vec![usage(OWNER), usage(other_owner)],
+        });
+        world.send(nodes[0].session, Frame::new(Operand::Stats, stats));
+        world.ready(&nodes[0], 0, capacity(1000 - instances));
+    }
+    world.pass_ms(1_100);
+    for (controller, owner) in [(&controller, OWNER), (&other, other_owner)] {
+        let batch: StatsBatch = decode!(world.expect(controller.session, Operand::Stats));
+        assert_eq!(batch.generation, world.broker.generation());
+        assert_eq!(batch.nodes.len(), 1, "n2 has nothing to tell");
+        let node = &batch.nodes[0];
+        assert_eq!((node.node.as_str(), node.state), ("n1", NodeState::Ready));
+        assert_eq!((node.load.instances, node.available.cpu_millis), (20, 980));
+        assert_eq!(node.usages, [usage(owner)]);
+    }
+    // A change of state does not wait for its turn.
+    world.status(&nodes[1], Operand::Full, 0, capacity(2000));
+    world.pass_ms(50);
+    let batch: StatsBatch = decode!(world.expect(controller.session, Operand::Stats));
+    assert_eq!(batch.nodes[0].state, NodeState::Full);
+    world.skip_all(Operand::Stats);
+}
+
+#[test]
+fn a_long_node_list_comes_in_pages_a_turn_each() {
+    let (mut world, controller) = World::active();
+    for number in 0..600 {
+        world.silent_node(&format!("n{number}"), 1, &launcher_hello(capacity(1000)));
+    }
+    world.skip_all(Operand::NodeConnected);
+    world.send(
+        controller.session,
+        Frame::request(Operand::Nodes, 3, Vec::new()),
+    );
+    let mut names = Vec::new();
+    let mut turns = 0;
+    while world.broker.wants_turn() {
+        world.end_turn();
+        turns += 1;
+        let page = world.expect(controller.session, Operand::NodeList);
+        assert_eq!(last(&page), !world.broker.wants_turn());
+        let page: Nodes = decode!(page);
+        names.extend(page.nodes.into_iter().map(|node| node.node));
+    }
+    assert_eq!(turns, 3);
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 600);
+}
+
+#[test]
+fn a_status_that_cannot_be_true_is_answered_and_changes_nothing() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let later = Node {
+        epoch: pronto_payloads::ids::SessionEpoch(2),
+        ..node.clone()
+    };
+    let bad = [
+        status_bytes(&node, 1, capacity(1000)),
+        status_bytes(&later, 0, capacity(1000)),
+        bytes::Bytes::from_static(b"nonsense"),
+    ];
+    for payload in bad {
+        world.send(node.session, Frame::request(Operand::Ready, 4, payload));
+        let answer = world.expect(node.session, Operand::InvalidFrame);
+        assert!(!last(&answer) && answer.correlation == 4);
+    }
+    assert_eq!(world.broker.counters().bad_statuses, 3);
+    world.placed(&controller, &start(attempt(1), cpu(1000)));
+}
