@@ -1,0 +1,110 @@
+//! What each command does, one module a family; here only who is called.
+//!
+//! Parsing comes first and needs no runtime. A client command runs on one thread; a daemon starts
+//! its own runtime in [`crate::daemon`].
+
+mod change;
+mod explain;
+pub(crate) use explain::hint;
+mod list;
+mod local;
+mod nodes;
+mod show;
+pub(crate) mod simulate;
+mod streams;
+
+use crate::args::{Cli, ClientArgs, Command};
+use crate::client::Client;
+use crate::exit::{Exit, Failure, OK, Outcome};
+use crate::settings::Settings;
+use crate::{bench, cert, daemon, dev, run};
+use anyhow::Context;
+use clap::Parser;
+use std::future::Future;
+
+/// The whole program.
+pub(crate) fn main() -> Outcome {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == "launcher-shim")
+    {
+        return daemon::shim();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() {
+                Exit::Usage.code()
+            } else {
+                OK
+            };
+            error.print()?;
+            return Ok(code);
+        }
+    };
+    dispatch(cli.command)
+}
+
+fn dispatch(command: Command) -> Outcome {
+    match command {
+        Command::Run(args) => block_on(async { run::run(connect(&args.client)?, &args).await }),
+        Command::List { noun, client } => {
+            block_on(async { list::run(connect(&client)?, noun, &client.output).await })
+        }
+        Command::Show { noun, client } => {
+            block_on(async { show::run(connect(&client)?, noun, &client.output).await })
+        }
+        Command::Create { noun, client } => {
+            block_on(async { change::create(connect(&client)?, noun, &client.output).await })
+        }
+        Command::Update { noun, client } => {
+            block_on(async { change::update(connect(&client)?, noun, &client.output).await })
+        }
+        Command::Delete { noun, client } => {
+            block_on(async { change::delete(connect(&client)?, noun).await })
+        }
+        Command::Stop { noun, client } => {
+            block_on(async { change::stop(connect(&client)?, noun).await })
+        }
+        Command::Restart { noun, client } => {
+            block_on(async { change::restart(connect(&client)?, noun).await })
+        }
+        Command::Logs(args) => {
+            block_on(async { streams::logs(connect(&args.client)?, &args).await })
+        }
+        Command::Exec(args) => {
+            block_on(async { streams::exec(connect(&args.client)?, &args).await })
+        }
+        Command::Cp(args) => block_on(async { streams::cp(connect(&args.client)?, &args).await }),
+        Command::Explain(args) => {
+            block_on(async { explain::run(connect(&args.client)?, &args).await })
+        }
+        Command::Drain(args) => {
+            block_on(async { nodes::drain(connect(&args.client)?, &args).await })
+        }
+        Command::Restore(args) => {
+            block_on(async { nodes::restore(connect(&args.client)?, &args).await })
+        }
+        Command::Cert { command, output } => cert::command::run(&command, output.format),
+        Command::Dev(args) => dev::run(&args),
+        Command::Bench { command, output } => bench::run(&command, output.format),
+        Command::Completion { shell } => local::completion(shell),
+        Command::Man { dir } => local::man(dir.as_deref()),
+        Command::Help { topic } => local::help(&topic),
+        Command::Scheduler(args) => daemon::scheduler(&args),
+    }
+}
+
+/// A client with the settings of these flags, the environment and the files.
+fn connect(args: &ClientArgs) -> Result<Client, Failure> {
+    Client::new(Settings::resolve(&args.connection)?)
+}
+
+/// Runs a client's future on this thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?
+        .block_on(future)
+}

@@ -1,0 +1,89 @@
+//! `pronto logs`, `exec` and `cp`.
+
+use crate::args::{CpArgs, ExecArgs, LogsArgs};
+use crate::client::{Client, frames, path, query};
+use crate::exit::{Exit, Failure, OK, Outcome, own_code};
+use crate::output::say;
+use crate::run::files::{self, Remote};
+use crate::run::streams::{Sink, copy_output};
+use pronto_controller::api::types as api;
+
+/// `pronto logs`.
+pub(crate) async fn logs(mut client: Client, args: &LogsArgs) -> Outcome {
+    let asked = api::OutputQuery {
+        follow: args.follow.then_some(true),
+        stdout: args.stderr.then_some(false),
+        stderr: args.stdout.then_some(false),
+        since_ms: args.since,
+        tail_bytes: args.tail,
+        tenant: client.tenant(),
+    };
+    let to = query(path(&["instances", &args.instance, "output"]), &asked)?;
+    let mut frames = client.open(&to).await?;
+    let end = copy_output(&mut frames, &mut Sink::own()).await?;
+    match end.problem {
+        None => Ok(OK),
+        Some(problem) => Err(Failure::new(Exit::Failed, problem)
+            .hint("a log is kept for a time after the end, on the instance's node")),
+    }
+}
+
+/// `pronto exec`.
+pub(crate) async fn exec(mut client: Client, args: &ExecArgs) -> Outcome {
+    let to = query(
+        path(&["instances", &args.instance, "exec"]),
+        &api::OneQuery {
+            tenant: client.tenant(),
+            reveal: None,
+        },
+    )?;
+    let request = api::ExecRequest {
+        command: args.command.clone(),
+    };
+    let mut frames = client.open_with(&to, &request).await?;
+    let mut sink = Sink::own();
+    while let Some((channel, bytes)) = frames.next().await? {
+        if channel != api::CHANNEL_END {
+            sink.write(channel, &bytes)?;
+            continue;
+        }
+        let end: api::ExecEnd = frames::end(&bytes)?;
+        return match (end.code, end.problem) {
+            (Some(code), None) => Ok(own_code(code)),
+            (_, problem) => {
+                let what = problem.unwrap_or_else(|| "the command's end is unknown".to_owned());
+                Err(Failure::new(Exit::Failed, what))
+            }
+        };
+    }
+    Err(Failure::new(
+        Exit::Unreachable,
+        "the stream ended before the command did",
+    ))
+}
+
+/// `pronto cp`.
+pub(crate) async fn cp(mut client: Client, args: &CpArgs) -> Outcome {
+    let sides = (Remote::parse(&args.source), Remote::parse(&args.target));
+    match sides {
+        (Some(source), None) => {
+            let bytes = files::fetch(&mut client, &source, args.target.as_ref()).await?;
+            if args.target != "-" {
+                say!("{} ({bytes} bytes)", args.target);
+            }
+        }
+        (None, Some(target)) => {
+            let end = files::bring(&mut client, args.source.as_ref(), &target, false).await?;
+            say!("{} ({} bytes)", args.target, end.bytes);
+        }
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage("one side must be a file here")
+                .hint("copy it here first: pronto cp INSTANCE:PATH ."));
+        }
+        (None, None) => {
+            return Err(Failure::usage("one side must be INSTANCE:PATH")
+                .hint("pronto cp INSTANCE:PATH . or pronto cp FILE INSTANCE:PATH"));
+        }
+    }
+    Ok(OK)
+}

@@ -1,0 +1,226 @@
+//! `pronto run --each`: one instance a file, its inputs brought along and its results fetched.
+//!
+//! A bounded number of files is under way at once, each from its submission to its results, so
+//! that no instance that waits for its files can hold the room of one that has them.
+
+use super::files::{self, Input};
+use super::streams::Sink;
+use super::{Wants, bring_inputs, first, follow_output, request, submit, words};
+use crate::args::spec::{RunArgs, SpecArgs};
+use crate::client::Client;
+use crate::exit::{Exit, Failure, OK, Outcome};
+use crate::output::terminal;
+use pronto_controller::api::types as api;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Files under way at once: each has two connections to the controller.
+const AT_ONCE: usize = 64;
+/// Output of one file that is kept until its turn to be printed; the rest is in its log.
+const KEPT_OUTPUT_BYTES: usize = 1 << 20;
+
+/// What all files share.
+struct Plan {
+    spec: SpecArgs,
+    shared: Vec<Input>,
+    output: Vec<String>,
+    output_dir: PathBuf,
+}
+
+/// One file's end.
+struct Done {
+    index: usize,
+    outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failure>,
+}
+
+/// Runs it.
+pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
+    let files: Vec<Input> = args
+        .each
+        .iter()
+        .map(|path| Input::new(path))
+        .collect::<Result<_, _>>()?;
+    let mut shared: Vec<Input> = args
+        .input
+        .iter()
+        .map(|path| Input::new(path))
+        .collect::<Result<_, _>>()?;
+    shared.extend(files::script(&args.spec.command)?);
+    let count = files.len();
+    let plan = Arc::new(Plan {
+        spec: args.spec.clone(),
+        shared,
+        output: args.output.clone(),
+        output_dir: args.output_dir.clone(),
+    });
+    std::fs::create_dir_all(&args.output_dir)?;
+    let files = Arc::new(files);
+    let next = Arc::new(AtomicUsize::new(0));
+    let (sender, mut receiver) = mpsc::channel(AT_ONCE);
+    let mut workers = JoinSet::new();
+    for _ in 0..count.min(AT_ONCE) {
+        let (plan, files, next, sender) =
+            (plan.clone(), files.clone(), next.clone(), sender.clone());
+        let mut client = client.another();
+        workers.spawn(async move {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(file) = files.get(index) else { return };
+                let outcome = one(&mut client, &plan, file).await;
+                if sender.send(Done { index, outcome }).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(sender);
+    let bar = terminal::progress(count as u64, "files");
+    let mut codes = vec![OK; count];
+    while let Some(done) = receiver.recv().await {
+        let name = &files[done.index].name;
+        codes[done.index] = bar.suspend(|| report(name, done.outcome));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let failed = codes.iter().filter(|&&code| code != OK).count();
+    eprintln!("{} of {count} files succeeded", count - failed);
+    Ok(codes.into_iter().find(|&code| code != OK).unwrap_or(OK))
+}
+
+async fn one(
+    client: &mut Client,
+    plan: &Plan,
+    file: &Input,
+) -> Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failure> {
+    let mut spec = plan.spec.clone();
+    spec.command = spec
+        .command
+        .iter()
+        .map(|word| substitute(word, &file.name))
+        .collect();
+    spec.name = spec.name.map(|name| substitute(&name, &file.name));
+    let mut inputs = plan.shared.clone();
+    inputs.push(file.clone());
+    let inputs = files::distinct(inputs)?;
+    let wants = Wants {
+        inputs: u32::try_from(inputs.len()).map_err(|_| Failure::usage("too many inputs"))?,
+        outputs: !plan.output.is_empty(),
+        stdin: false,
+    };
+    let request = request(client, &spec, 1, wants).await?;
+    let id = first(&submit(client, &request).await?)?;
+    let mut beside = client.another();
+    bring_inputs(&mut beside, id, &inputs).await?;
+    let (stdout, stderr) = (Kept::default(), Kept::default());
+    let sink = Sink::new(Box::new(stdout.clone()), Box::new(stderr.clone()));
+    let end = follow_output(client, id, sink).await?;
+    let patterns: Vec<String> = plan
+        .output
+        .iter()
+        .map(|pattern| substitute(pattern, &file.name))
+        .collect();
+    if end.instance.state == api::InstanceState::Succeeded {
+        files::fetch_matches(&mut beside, id, &patterns, &plan.output_dir).await?;
+    }
+    Ok((end, stdout.take(), stderr.take()))
+}
+
+fn report(name: &str, outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failure>) -> u8 {
+    match outcome {
+        Ok((end, stdout, stderr)) => {
+            if let Err(error) = std::io::stdout().lock().write_all(&stdout) {
+                crate::output::stdout_failed(&error);
+            }
+            // Nobody can be told that stderr is closed.
+            let _ = std::io::stderr().lock().write_all(&stderr);
+            let code = words::exit_code(&end.instance);
+            if code != OK {
+                let id = words::short(end.instance.id);
+                eprintln!(
+                    "pronto: {name}: instance {id} {}",
+                    words::state(&end.instance)
+                );
+            }
+            code
+        }
+        Err(failure) => {
+            eprintln!("pronto: {name}: {failure}");
+            failure.exit.code().max(Exit::No.code())
+        }
+    }
+}
+
+/// `{}` and `{name}` become the file's name, `{stem}` the name without its extension.
+fn substitute(text: &str, name: &str) -> String {
+    let stem = Path::new(name)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or(name);
+    text.replace("{stem}", stem)
+        .replace("{name}", name)
+        .replace("{}", name)
+}
+
+/// Output in memory, cut where it is too long.
+#[derive(Clone, Default)]
+struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Kept {
+    fn take(&self) -> Vec<u8> {
+        match self.0.lock() {
+            Ok(mut bytes) => std::mem::take(&mut bytes),
+            // A writer that panicked has left whole bytes all the same.
+            Err(poisoned) => std::mem::take(&mut poisoned.into_inner()),
+        }
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut kept = self
+            .0
+            .lock()
+            .map_err(|_| std::io::Error::other("poisoned"))?;
+        let room = KEPT_OUTPUT_BYTES.saturating_sub(kept.len());
+        if room > 0 && room < bytes.len() {
+            kept.extend_from_slice(&bytes[..room]);
+            kept.extend_from_slice(b"\n[pronto: the rest is in the instance's log]\n");
+        } else if room >= bytes.len() {
+            kept.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_put_in() {
+        assert_eq!(substitute("{stem}.out", "a.b.txt"), "a.b.out");
+        assert_eq!(substitute("x-{}-{name}", "f"), "x-f-f");
+    }
+
+    #[test]
+    fn kept_output_is_cut_with_a_word() {
+        let mut kept = Kept::default();
+        kept.write_all(&vec![b'x'; KEPT_OUTPUT_BYTES - 1]).unwrap();
+        kept.write_all(b"yyyy").unwrap();
+        kept.write_all(b"zzzz").unwrap();
+        let bytes = kept.take();
+        let tail = String::from_utf8_lossy(&bytes[KEPT_OUTPUT_BYTES - 2..]).into_owned();
+        assert!(
+            tail.starts_with("xy\n[pronto") && !tail.contains('z'),
+            "{tail}"
+        );
+    }
+}

@@ -1,0 +1,465 @@
+//! `pronto run` and `pronto create instance`: submit, follow, end as the workload ended.
+//!
+//! A submission carries an id of ours, so an outage of the controller neither loses nor doubles
+//! it. Output is followed on one connection; what else must be asked meanwhile (a hint on why it
+//! waits, a stop at Ctrl-C, standard input) goes over another, opened when it is first needed.
+
+pub(crate) mod each;
+pub(crate) mod files;
+pub(crate) mod spec;
+pub(crate) mod streams;
+pub(crate) mod words;
+
+use crate::args::spec::{CreateInstanceArgs, RunArgs, SpecArgs};
+use crate::client::{Body, Client, path, query};
+use crate::commands::hint;
+use crate::exit::{Exit, Failure, OK, Outcome};
+use crate::output::{Format, OutputArgs, print_value, say, terminal};
+use bytes::Bytes;
+use files::Remote;
+use http_body_util::BodyExt;
+use http_body_util::channel::Channel;
+use hyper::Method;
+use pronto_controller::api::types as api;
+use std::time::Duration;
+use streams::{Sink, copy_output};
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
+
+/// A person who has waited this long for a start is told why.
+const HINT_AFTER: Duration = Duration::from_secs(1);
+/// And again so often, if the reason has changed.
+const HINT_EVERY: Duration = Duration::from_secs(5);
+/// How often the progress of a submission is asked for: a cheap count at the controller.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often an instance is looked at whose start something here waits for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Results stay on the node so long for us to fetch them.
+const KEEP_OUTPUTS_MS: u64 = 10 * 60 * 1000;
+/// Standard input under way at once: a few reads.
+const STDIN_CHUNKS: usize = 4;
+const STDIN_CHUNK_BYTES: usize = 32 * 1024;
+/// Failed instances that are named after a batch.
+const NAMED_FAILURES: u32 = 5;
+
+/// `pronto run`.
+pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
+    if !args.each.is_empty() {
+        return each::run(client, args).await;
+    }
+    let inputs = files::inputs(&args.input, &args.spec.command)?;
+    let wants = Wants {
+        inputs: u32::try_from(inputs.len()).map_err(|_| Failure::usage("too many inputs"))?,
+        outputs: !args.output.is_empty(),
+        stdin: args.interactive,
+    };
+    let request = request(&mut client, &args.spec, 1, wants).await?;
+    let admitted = submit(&mut client, &request).await?;
+    let id = first(&admitted)?;
+    let mut beside = client.another();
+    if !inputs.is_empty() {
+        bring_inputs(&mut beside, id, &inputs).await?;
+    }
+    if args.detach {
+        print_admitted(&admitted, args.client.output.format)?;
+        return Ok(OK);
+    }
+    if args.interactive {
+        let client = client.another();
+        tokio::spawn(async move {
+            if let Err(failure) = send_stdin(client, id).await {
+                eprintln!("{failure}");
+            }
+        });
+    }
+    let followed = follow(&mut client, id, Sink::own()).await?;
+    let Some((end, interrupted)) = followed else {
+        return Ok(Exit::Interrupted.code());
+    };
+    if args.client.output.format == Format::Json {
+        // The descriptors carry the workload's output; its record goes where errors go.
+        eprintln!(
+            "{}",
+            serde_json::to_string(&end).map_err(anyhow::Error::from)?
+        );
+    }
+    if !args.output.is_empty() {
+        files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
+    }
+    Ok(conclude(&end, interrupted))
+}
+
+/// The exit code of a followed instance, its remark said.
+fn conclude(end: &api::OutputEnd, interrupted: bool) -> u8 {
+    if let Some(problem) = &end.problem {
+        eprintln!("pronto: some output is missing: {problem}");
+    }
+    let stopped = end
+        .instance
+        .end
+        .as_ref()
+        .is_some_and(|end| end.cause == api::EndReason::Stopped);
+    if interrupted && stopped {
+        return Exit::Interrupted.code();
+    }
+    if let Some(remark) = words::remark(&end.instance) {
+        eprintln!(
+            "pronto: instance {} {remark}",
+            words::short(end.instance.id)
+        );
+    }
+    words::exit_code(&end.instance)
+}
+
+/// What a submission asks for beyond its flags.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Wants {
+    pub(crate) inputs: u32,
+    pub(crate) outputs: bool,
+    pub(crate) stdin: bool,
+}
+
+/// The submission that these flags mean.
+pub(crate) async fn request(
+    client: &mut Client,
+    args: &SpecArgs,
+    count: u32,
+    wants: Wants,
+) -> Result<api::SubmitRequest, Failure> {
+    let keep_outputs_ms = if wants.outputs { KEEP_OUTPUTS_MS } else { 0 };
+    let mut request = api::SubmitRequest {
+        request_id: Some(Uuid::now_v7()),
+        tenant: client.tenant(),
+        name: args.name.clone(),
+        count,
+        workload: args.workload.clone(),
+        spec: None,
+        overrides: api::SpecOverrides::default(),
+    };
+    if let Some(workload) = &args.workload {
+        let base = if spec::needs_workload(args) {
+            let asked = api::OneQuery {
+                tenant: client.tenant(),
+                reveal: None,
+            };
+            let shown: api::Workload = client
+                .get(&query(path(&["workloads", workload]), &asked)?)
+                .await?;
+            Some(shown.spec)
+        } else {
+            None
+        };
+        request.overrides = spec::overrides(args, base.as_ref())?;
+        request.overrides.await_inputs = (wants.inputs > 0).then_some(wants.inputs);
+        request.overrides.stdin = wants.stdin.then_some(true);
+        request.overrides.keep_outputs_ms = wants.outputs.then_some(keep_outputs_ms);
+    } else {
+        let mut spec = spec::ad_hoc(args)?;
+        spec.await_inputs = wants.inputs;
+        spec.stdin = wants.stdin;
+        spec.keep_outputs_ms = spec.keep_outputs_ms.max(keep_outputs_ms);
+        request.spec = Some(spec);
+    }
+    Ok(request)
+}
+
+/// Submits: what this returns is on the controller's disk.
+pub(crate) async fn submit(
+    client: &mut Client,
+    request: &api::SubmitRequest,
+) -> Result<api::SubmitResponse, Failure> {
+    client
+        .send(Method::POST, &path(&["instances"]), request)
+        .await
+}
+
+fn first(admitted: &api::SubmitResponse) -> Result<Uuid, Failure> {
+    let first = admitted.instances.first().copied();
+    first.ok_or_else(|| Failure::new(Exit::Failed, "the controller admitted nothing"))
+}
+
+fn print_admitted(admitted: &api::SubmitResponse, format: Format) -> Result<(), Failure> {
+    if format.is_machine() {
+        return print_value(admitted, format);
+    }
+    for id in &admitted.instances {
+        say!("{id}");
+    }
+    Ok(())
+}
+
+/// Follows an instance's output to its end. Ctrl-C stops the instance, a second one leaves it:
+/// then there is no end. The flag says whether it was stopped so.
+async fn follow(
+    client: &mut Client,
+    id: Uuid,
+    sink: Sink,
+) -> Result<Option<(api::OutputEnd, bool)>, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut beside = client.another();
+    let stopper = client.another();
+    let mut stopper = Some(stopper);
+    let output = follow_output(client, id, sink);
+    tokio::pin!(output);
+    let mut hint_at = tokio::time::Instant::now() + HINT_AFTER;
+    let mut hinted = None;
+    loop {
+        tokio::select! {
+            end = &mut output => return Ok(Some((end?, stopper.is_none()))),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = tokio::time::sleep_until(hint_at), if terminal::watched() => {
+                hint_waiting(&mut beside, id, &mut hinted).await;
+                hint_at = tokio::time::Instant::now() + HINT_EVERY;
+                continue;
+            }
+        }
+        let Some(mut client) = stopper.take() else {
+            eprintln!("pronto: detached; it goes on as {id}");
+            return Ok(None);
+        };
+        terminal::note("stopping it; once more leaves it alone");
+        tokio::spawn(async move {
+            let to = path(&["instances", &id.to_string(), "stop"]);
+            let request = api::StopRequest::default();
+            if let Err(failure) = client
+                .send::<api::Instance>(Method::POST, &to, &request)
+                .await
+            {
+                eprintln!("{failure}");
+            }
+        });
+    }
+}
+
+/// The output from its beginning to its end, however often the connection breaks.
+pub(crate) async fn follow_output(
+    client: &mut Client,
+    id: Uuid,
+    mut sink: Sink,
+) -> Result<api::OutputEnd, Failure> {
+    let asked = api::OutputQuery {
+        follow: Some(true),
+        ..api::OutputQuery::default()
+    };
+    let to = query(path(&["instances", &id.to_string(), "output"]), &asked)?;
+    loop {
+        let mut frames = client.open(&to).await?;
+        match copy_output(&mut frames, &mut sink).await {
+            Ok(end) if end.instance.state.is_end() => return Ok(end),
+            // Its node was away for a moment, or the log with it: the instance goes on.
+            Ok(_) => tokio::time::sleep(LOOK_INTERVAL * 10).await,
+            Err(failure) if failure.exit == Exit::Unreachable => {}
+            Err(failure) => return Err(failure),
+        }
+        sink.rewind();
+    }
+}
+
+/// Says why an instance waits, if it does and that is news. A hint is worth no failure.
+async fn hint_waiting(client: &mut Client, id: Uuid, hinted: &mut Option<String>) {
+    let shown = client
+        .get::<api::InstanceDetail>(&path(&["instances", &id.to_string()]))
+        .await;
+    let Ok(detail) = shown else { return };
+    if detail.instance.state != api::InstanceState::Pending {
+        return;
+    }
+    if let Ok(words) = hint(client, id).await
+        && hinted.as_ref() != Some(&words)
+    {
+        terminal::note(&format!("{} waits: {words}", words::short(id)));
+        *hinted = Some(words);
+    }
+}
+
+/// Brings files to an instance as soon as it has a node.
+pub(crate) async fn bring_inputs(
+    client: &mut Client,
+    id: Uuid,
+    inputs: &[files::Input],
+) -> Result<(), Failure> {
+    if !wait_until(client, id, |state| state == api::InstanceState::Starting).await? {
+        return Ok(());
+    }
+    for input in inputs {
+        let target = Remote {
+            instance: id.to_string(),
+            path: input.name.clone(),
+        };
+        files::bring(client, &input.path, &target, true).await?;
+    }
+    Ok(())
+}
+
+/// Waits until an instance has reached a state; `false` if it ended or went past it.
+async fn wait_until(
+    client: &mut Client,
+    id: Uuid,
+    reached: impl Fn(api::InstanceState) -> bool,
+) -> Result<bool, Failure> {
+    let to = path(&["instances", &id.to_string()]);
+    loop {
+        let state = client.get::<api::InstanceDetail>(&to).await?.instance.state;
+        if reached(state) {
+            return Ok(true);
+        }
+        if state.is_end() {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Sends our standard input to an instance, once it runs.
+async fn send_stdin(mut client: Client, id: Uuid) -> Result<(), Failure> {
+    if !wait_until(&mut client, id, |state| {
+        state == api::InstanceState::Running
+    })
+    .await?
+    {
+        return Ok(());
+    }
+    let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(STDIN_CHUNKS);
+    let reading = async move {
+        let mut stdin = tokio::io::stdin();
+        let mut buffer = vec![0; STDIN_CHUNK_BYTES];
+        loop {
+            match stdin.read(&mut buffer).await {
+                Ok(0) => return,
+                Ok(length) => {
+                    let chunk = Bytes::copy_from_slice(&buffer[..length]);
+                    if sender.send_data(chunk).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    sender.abort(error);
+                    return;
+                }
+            }
+        }
+    };
+    tokio::spawn(reading);
+    let to = path(&["instances", &id.to_string(), "stdin"]);
+    let body: Body = body.boxed();
+    let sent = client.upload(Method::POST, &to, None, None, body).await;
+    match sent {
+        Ok(_) => Ok(()),
+        // It ended without reading to the end, as `head` does.
+        Err(failure)
+            if matches!(
+                failure.exit,
+                Exit::Conflict | Exit::NotFound | Exit::Unreachable
+            ) =>
+        {
+            Ok(())
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// `pronto create instance`.
+pub(crate) async fn create_instances(
+    mut client: Client,
+    args: &CreateInstanceArgs,
+    output: &OutputArgs,
+) -> Outcome {
+    let request = request(&mut client, &args.spec, args.count, Wants::default()).await?;
+    let admitted = submit(&mut client, &request).await?;
+    if args.detach {
+        print_admitted(&admitted, output.format)?;
+        return Ok(OK);
+    }
+    let Some(last) = wait_for_submission(&mut client, &admitted).await? else {
+        eprintln!(
+            "pronto: detached; it goes on as submission {}",
+            admitted.submission
+        );
+        return Ok(Exit::Interrupted.code());
+    };
+    let succeeded = last
+        .states
+        .get(api::InstanceState::Succeeded.name())
+        .copied()
+        .unwrap_or(0);
+    if output.format.is_machine() {
+        print_value(&last, output.format)?;
+    } else {
+        let states: Vec<String> = last
+            .states
+            .iter()
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        say!("{}", states.join(", "));
+        if succeeded < last.count {
+            name_failures(&mut client, &admitted).await?;
+        }
+    }
+    Ok(if succeeded == last.count {
+        OK
+    } else {
+        Exit::No.code()
+    })
+}
+
+/// Watches a submission to its end with a progress bar. Ctrl-C leaves it: then there is no end.
+async fn wait_for_submission(
+    client: &mut Client,
+    admitted: &api::SubmitResponse,
+) -> Result<Option<api::Submission>, Failure> {
+    let to = path(&["submissions", &admitted.submission.to_string()]);
+    let bar = terminal::progress(admitted.instances.len() as u64, "ended");
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut wait = LOOK_INTERVAL;
+    loop {
+        let progress: api::Submission = client.get(&to).await?;
+        bar.set_position(progress.ended.into());
+        let running = progress
+            .states
+            .get(api::InstanceState::Running.name())
+            .copied()
+            .unwrap_or(0);
+        bar.set_message(format!("({running} running)"));
+        if progress.ended >= progress.count {
+            bar.finish_and_clear();
+            return Ok(Some(progress));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = interrupt.recv() => {
+                bar.abandon();
+                return Ok(None);
+            }
+        }
+        wait = (wait * 2).min(PROGRESS_INTERVAL);
+    }
+}
+
+async fn name_failures(client: &mut Client, admitted: &api::SubmitResponse) -> Result<(), Failure> {
+    let asked = api::ListInstances {
+        tenant: Some(admitted.tenant.clone()),
+        submission: Some(admitted.submission),
+        state: Some("failed,stopped,node_lost,expired,cancelled".to_owned()),
+        limit: Some(NAMED_FAILURES),
+        ..api::ListInstances::default()
+    };
+    let list: api::InstanceList = client.get(&query(path(&["instances"]), &asked)?).await?;
+    for instance in &list.instances {
+        let remark = words::remark(instance)
+            .map(|remark| format!(": {remark}"))
+            .unwrap_or_default();
+        eprintln!(
+            "  {} {}{remark}",
+            words::short(instance.id),
+            words::state(instance)
+        );
+    }
+    if list.next.is_some() {
+        let submission = admitted.submission;
+        eprintln!("  … pronto list instances --submission {submission} --state failed");
+    }
+    Ok(())
+}
