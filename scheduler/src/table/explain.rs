@@ -45,7 +45,9 @@ impl NodeTable {
         Explained {
             nodes,
             fits,
-            node: self.look(query).0.map(|placement| placement.node),
+            node: self
+                .find_slot(query, &mut 0)
+                .map(|slot| self.index_of(slot)),
             reasons,
         }
     }

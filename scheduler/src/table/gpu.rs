@@ -35,6 +35,7 @@ pub(super) fn rank_of_free(devices: &[u16]) -> u16 {
 }
 
 /// The rank of a demand of so many devices, each with so much.
+#[inline]
 pub(super) fn rank_of_demand((devices, each): (u16, u16)) -> u16 {
     if each == GPU_MILLIS {
         (GPU_MILLIS - 1).saturating_add(devices)

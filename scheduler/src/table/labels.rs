@@ -8,7 +8,7 @@
 //! Only nodes add labels, so a tenant's constraints can't make this grow; a label that no node has
 //! any more is forgotten.
 
-use super::tree::FEATURE_WORDS;
+use super::tree::Features;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -21,8 +21,8 @@ pub(super) struct LabelId(u32);
 const RARE_NODES: usize = 64;
 /// The first bit for labels; those before it are fixed, see [`super::query`].
 pub(super) const FIRST_LABEL_BIT: u8 = 8;
-/// Bits for labels: the rest of the words.
-const LABEL_BITS: usize = 16 * FEATURE_WORDS - FIRST_LABEL_BIT as usize;
+/// Bits for labels: the rest of the features.
+const LABEL_BITS: usize = Features::BITS as usize - FIRST_LABEL_BIT as usize;
 
 #[derive(Clone, Debug)]
 enum Spread {
@@ -78,15 +78,15 @@ impl Labels {
         }
     }
 
-    /// The words of the tree for a node with these labels.
-    pub(super) fn features(&self, labels: &[LabelId]) -> [u16; FEATURE_WORDS] {
-        let mut words = [0; FEATURE_WORDS];
+    /// The feature bits of a node with these labels.
+    pub(super) fn features(&self, labels: &[LabelId]) -> Features {
+        let mut features = 0;
         for &label in labels {
             if let Spread::Common { bit, .. } = self.entry(label).spread {
-                set_bit(&mut words, bit);
+                features |= 1 << bit;
             }
         }
-        words
+        features
     }
 
     /// A node has this label. If that makes the label common, returns the other slots that have
@@ -171,11 +171,6 @@ impl Labels {
     }
 }
 
-/// Sets one of the bits of a summary's words.
-pub(super) fn set_bit(words: &mut [u16; FEATURE_WORDS], bit: u8) {
-    words[usize::from(bit / 16)] |= 1 << (bit % 16);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +194,7 @@ mod tests {
             labels.whereabouts(zone),
             Where::Bit(FIRST_LABEL_BIT)
         ));
-        assert_eq!(labels.features(&[zone]), [1 << 8, 0]);
+        assert_eq!(labels.features(&[zone]), 1 << 8);
         assert!(labels.find("zone", "b").is_none());
     }
 

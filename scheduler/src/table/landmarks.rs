@@ -31,6 +31,8 @@ const ROUNDED_FROM: i16 = 2_048;
 pub(super) struct Landmarks {
     /// For each word, the ranks of its sixteen landmarks, dimension by dimension.
     points: [[i16x16; RANKS]; LANDMARK_WORDS],
+    /// One has been placed.
+    any: bool,
     oldest: usize,
     debt_blocks: usize,
 }
@@ -40,6 +42,7 @@ impl Default for Landmarks {
         Self {
             // No rank is as high: nothing reaches a landmark that has not been placed.
             points: [[i16x16::splat(i16::MAX); RANKS]; LANDMARK_WORDS],
+            any: false,
             oldest: 0,
             debt_blocks: 0,
         }
@@ -49,24 +52,27 @@ impl Default for Landmarks {
 impl Landmarks {
     /// The landmarks that a node or a demand reaches.
     #[inline]
-    pub(super) fn reached(&self, ranks: Ranks) -> [u16; LANDMARK_WORDS] {
-        self.points.map(|points| {
+    pub(super) fn reached(&self, ranks: Ranks) -> u32 {
+        if !self.any {
+            return 0;
+        }
+        let [low, high] = [&self.points[0], &self.points[1]].map(|points| {
             let mut below = i16x16::ZERO;
             for (&point, &rank) in points.iter().zip(&ranks) {
                 below |= point.simd_gt(i16x16::splat(rank));
             }
-            let reached = below.simd_eq(i16x16::ZERO).to_bitmask();
-            u16::try_from(reached & 0xffff).unwrap_or(u16::MAX)
-        })
+            below.simd_eq(i16x16::ZERO).to_bitmask()
+        });
+        low | high << 16
     }
 
     /// A search for this demand has read so many blocks. Places a landmark if that is due.
     #[inline]
-    pub(super) fn learn(&mut self, ranks: Ranks, blocks: usize, tree: &mut Tree) {
+    pub(super) fn learn(&mut self, blocks: usize, tree: &mut Tree, ranks: impl FnOnce() -> Ranks) {
         if blocks > HARMLESS_BLOCKS {
             self.debt_blocks += blocks;
             if self.debt_blocks >= DEBT_PASSES * tree.blocks() {
-                self.place(ranks, tree);
+                self.place(ranks(), tree);
             }
         }
     }
@@ -90,6 +96,7 @@ impl Landmarks {
             return;
         }
         let landmark = self.oldest;
+        self.any = true;
         self.oldest = (landmark + 1) % LANDMARKS;
         for (lane, rank) in self.points[landmark / 16].iter_mut().zip(point) {
             lane.as_mut_array()[landmark % 16] = rank;

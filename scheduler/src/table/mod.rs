@@ -7,7 +7,8 @@
 //!
 //! It holds no sessions, sequence numbers, reservations or clocks: its owner says what is available
 //! on a node (already net of reservations), which obstacles a node has and when its last START has
-//! been counted. Nothing here allocates on the straight path.
+//! been counted. Placing allocates nothing, but for a query's
+//! constraints.
 //!
 //! Invariants: a placement never exceeds what is available; the trees are exactly the summaries of
 //! the nodes ([`NodeTable::sanity_check`]); a [`NodeIndex`] of a node that is gone names no other.
@@ -389,7 +390,7 @@ impl NodeTable {
         let hot = &mut self.slots[at];
         let fixed = fixed_features(hot.runtimes, hot.schema_min, hot.schema_max);
         let labels = self.labels.features(&node.labels);
-        hot.features = std::array::from_fn(|word| fixed[word] | labels[word]);
+        hot.features = fixed | labels;
         let whole = node::quantities(&node.allocatable);
         let summary = whole
             .summary(hot.features, &self.landmarks)

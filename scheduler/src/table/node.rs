@@ -6,7 +6,7 @@
 use super::gpu::{self, Devices, GpuShares};
 use super::labels::LabelId;
 use super::query::{Compiled, Quantities};
-use super::tree::FEATURE_WORDS;
+use super::tree::Features;
 use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
 use pronto_payloads::node::{Label, NodeFacts};
 use pronto_payloads::place::GpuShare;
@@ -85,7 +85,7 @@ pub(super) struct Slot {
     /// How often the slot has been given away.
     pub(super) generation: u32,
     /// The feature bits of its summary.
-    pub(super) features: [u16; FEATURE_WORDS],
+    pub(super) features: Features,
     pub(super) schema_min: u16,
     pub(super) schema_max: u16,
     pub(super) runtimes: u8,

@@ -1,9 +1,9 @@
 //! What a START asks of a node, and its form that the table compares with.
 
 use super::gpu;
-use super::labels::{LabelId, Labels, Where, set_bit};
+use super::labels::{LabelId, Labels, Where};
 use super::landmarks::Landmarks;
-use super::tree::{FEATURE_WORDS, Ranks, Summary, ranks};
+use super::tree::{Features, Ranks, Summary, ranks};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
 use pronto_payloads::place::{Explain, StartPrefix};
 use smallvec::SmallVec;
@@ -60,6 +60,7 @@ pub(super) struct Quantities {
 }
 
 impl Quantities {
+    #[inline]
     pub(super) fn of_demand(demand: &Demand) -> Self {
         Self {
             cpu_millis: demand.cpu_millis,
@@ -89,7 +90,7 @@ impl Quantities {
     }
 
     #[inline]
-    pub(super) fn summary(&self, features: [u16; FEATURE_WORDS], landmarks: &Landmarks) -> Summary {
+    pub(super) fn summary(&self, features: Features, landmarks: &Landmarks) -> Summary {
         let ranks = self.ranks();
         Summary::new(ranks, features, landmarks.reached(ranks))
     }
@@ -104,21 +105,14 @@ pub(super) const fn runtime_bit(runtime: Runtime) -> u8 {
 const SCHEMA_BITS: u16 = 4;
 
 /// The fixed bits of a node: runtimes in the lowest four, schemas in the next.
-pub(super) fn fixed_features(
-    runtimes: u8,
-    schema_min: u16,
-    schema_max: u16,
-) -> [u16; FEATURE_WORDS] {
-    let mut words = [0; FEATURE_WORDS];
-    words[0] = u16::from(runtimes);
+pub(super) fn fixed_features(runtimes: u8, schema_min: u16, schema_max: u16) -> Features {
     let last = schema_max.min(schema_min.saturating_add(SCHEMA_BITS - 1));
-    for schema in schema_min..=last {
-        words[0] |= schema_word(schema);
-    }
-    words
+    (schema_min..=last).fold(Features::from(runtimes), |features, schema| {
+        features | schema_bit(schema)
+    })
 }
 
-fn schema_word(schema: u16) -> u16 {
+fn schema_bit(schema: u16) -> Features {
     1 << (4 + schema % SCHEMA_BITS)
 }
 
@@ -161,15 +155,24 @@ pub(super) struct Compiled<'a> {
     pub(super) gpu_shape: (u16, u16),
     pub(super) runtime: u8,
     pub(super) schema: u16,
-    pub(super) labels: SmallVec<[LabelId; 4]>,
     pub(super) resources: &'a [Resource],
+    pub(super) target: Target<'a>,
+    /// Apart, since most queries have none and a struct of more than two cache lines is moved by a
+    /// call of memcpy.
+    pub(super) particulars: Option<Box<Particulars>>,
+}
+
+/// What constraints and a retry add to a query.
+#[derive(Debug, Default)]
+pub(super) struct Particulars {
+    pub(super) labels: SmallVec<[LabelId; 4]>,
     /// Slots to pass over.
     pub(super) avoid: SmallVec<[u32; 4]>,
-    pub(super) target: Target<'a>,
 }
 
 impl<'a> Compiled<'a> {
     /// `find` looks up a node's slot by its name.
+    #[inline]
     pub(super) fn new(
         query: &Query<'a>,
         labels: &'a Labels,
@@ -178,42 +181,71 @@ impl<'a> Compiled<'a> {
     ) -> Self {
         let quantities = Quantities::of_demand(query.demand);
         let runtime = runtime_bit(query.runtime);
-        let mut features = [0; FEATURE_WORDS];
-        features[0] = u16::from(runtime) | schema_word(query.schema);
-        let mut ids = SmallVec::new();
-        let mut target = Target::Tree;
+        let mut compiled = Self {
+            quantities,
+            summary: Summary::ABSENT,
+            gpu_shape: query.demand.gpu_shape(),
+            runtime,
+            schema: query.schema,
+            resources: &query.demand.resources,
+            target: Target::Tree,
+            particulars: None,
+        };
+        let mut features = Features::from(runtime) | schema_bit(query.schema);
+        // Most demands have neither: they shall not pay for the rest.
+        if !(query.constraints.is_empty() & query.avoid.is_empty()) {
+            compiled.constrain(query, labels, &find, &mut features);
+        }
+        compiled.summary = quantities.summary(features, landmarks);
+        compiled
+    }
+
+    #[inline(never)]
+    fn constrain(
+        &mut self,
+        query: &Query<'a>,
+        labels: &'a Labels,
+        find: &impl Fn(&str) -> Option<u32>,
+        features: &mut Features,
+    ) {
+        let mut particulars = Box::<Particulars>::default();
         for constraint in query.constraints {
             match constraint {
-                Constraint::Node(name) => target = target.narrowed_to_one(find(name)),
+                Constraint::Node(name) => self.target = self.target.narrowed_to_one(find(name)),
                 Constraint::Label { key, value } => {
                     let Some(label) = labels.find(key, value) else {
-                        target = Target::Nowhere;
+                        self.target = Target::Nowhere;
                         continue;
                     };
-                    ids.push(label);
+                    particulars.labels.push(label);
                     match labels.whereabouts(label) {
-                        Where::Bit(bit) => set_bit(&mut features, bit),
-                        Where::At(slots) => target = target.narrowed_to_slots(slots),
+                        Where::Bit(bit) => *features |= 1 << bit,
+                        Where::At(slots) => self.target = self.target.narrowed_to_slots(slots),
                     }
                 }
             }
         }
-        Self {
-            quantities,
-            summary: quantities.summary(features, landmarks),
-            gpu_shape: query.demand.gpu_shape(),
-            runtime,
-            schema: query.schema,
-            labels: ids,
-            resources: &query.demand.resources,
-            avoid: query.avoid.iter().filter_map(|name| find(name)).collect(),
-            target,
-        }
+        particulars.avoid = query.avoid.iter().filter_map(|name| find(name)).collect();
+        self.particulars = Some(particulars);
     }
 
     /// A [`super::node::Slot`] alone decides.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
-        self.labels.is_empty() & self.resources.is_empty() & self.avoid.is_empty()
+        self.particulars.is_none() & self.resources.is_empty()
+    }
+
+    pub(super) fn labels(&self) -> &[LabelId] {
+        self.particulars.as_ref().map_or(&[], |more| &more.labels)
+    }
+
+    pub(super) fn avoided(&self) -> &[u32] {
+        self.particulars.as_ref().map_or(&[], |more| &more.avoid)
+    }
+
+    pub(super) fn avoid_none(&mut self) {
+        if let Some(more) = &mut self.particulars {
+            more.avoid.clear();
+        }
     }
 }

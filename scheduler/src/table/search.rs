@@ -4,7 +4,7 @@
 
 use super::gpu::{self, GpuShares};
 use super::node::{self, resources_hold};
-use super::query::{Compiled, Target};
+use super::query::{Compiled, Quantities, Target};
 use super::tree::{Summary, Tree, View};
 use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread};
 use pronto_payloads::place::Refusal;
@@ -20,9 +20,12 @@ impl NodeTable {
     /// that were long for nothing (see [`super::landmarks`]), which changes no answer.
     #[must_use]
     pub fn search(&mut self, query: &Query<'_>) -> Option<Placement> {
-        let (found, ranks, effort) = self.look(query);
-        self.landmarks.learn(ranks, effort, &mut self.open);
-        found
+        let mut effort = 0;
+        let slot = self.find_slot(query, &mut effort);
+        self.landmarks.learn(effort, &mut self.open, || {
+            Quantities::of_demand(query.demand).ranks()
+        });
+        self.placement(slot?, query.demand.gpu_shape())
     }
 
     /// Finds a fit, takes the demand off it and marks it as recently used.
@@ -32,26 +35,27 @@ impl NodeTable {
         Some(placement)
     }
 
-    /// A search that learns nothing, with what there is to learn: the demand, and blocks read.
-    pub(super) fn look(&self, query: &Query<'_>) -> (Option<Placement>, [i16; 4], usize) {
+    /// A search that learns nothing. Adds the blocks that it reads to `effort`.
+    #[inline]
+    pub(super) fn find_slot(&self, query: &Query<'_>, effort: &mut usize) -> Option<u32> {
         let mut compiled = self.compile(query);
-        let mut effort = 0;
-        let mut chosen = self.choose(&compiled, query.prefer, &mut effort);
-        if chosen.is_none() && !compiled.avoid.is_empty() && !self.could_ever_fit(&compiled) {
+        let chosen = self.choose(&compiled, query.prefer, effort);
+        if chosen.is_none() && !compiled.avoided().is_empty() && !self.could_ever_fit(&compiled) {
             // To wait for another node would be to wait for ever.
-            compiled.avoid.clear();
-            chosen = self.choose(&compiled, query.prefer, &mut effort);
+            compiled.avoid_none();
+            return self.choose(&compiled, query.prefer, effort);
         }
-        let placement = chosen.and_then(|slot| self.placement(slot, compiled.gpu_shape));
-        (placement, compiled.quantities.ranks(), effort)
+        chosen
     }
 
+    #[inline]
     pub(super) fn compile<'a>(&'a self, query: &Query<'a>) -> Compiled<'a> {
         Compiled::new(query, &self.labels, &self.landmarks, |name| {
             self.by_name.get(name).copied()
         })
     }
 
+    #[inline]
     fn placement(&self, slot: u32, gpu_shape: (u16, u16)) -> Option<Placement> {
         let gpus = if gpu_shape.0 == 0 {
             GpuShares::new()
@@ -194,8 +198,8 @@ impl NodeTable {
     #[inline(never)]
     fn fits_in_full(&self, slot: u32, query: &Compiled<'_>) -> bool {
         self.nodes[slot as usize].as_ref().is_some_and(|node| {
-            !query.avoid.contains(&slot)
-                && node.has_labels(&query.labels)
+            !query.avoided().contains(&slot)
+                && node.has_labels(query.labels())
                 && resources_hold(&node.resources, query.resources)
         })
     }
@@ -217,7 +221,7 @@ impl NodeTable {
             return Refusal::NoNodes;
         }
         let mut compiled = self.compile(query);
-        compiled.avoid.clear();
+        compiled.avoid_none();
         if self.could_ever_fit(&compiled) {
             Refusal::CloudFull
         } else {
@@ -229,11 +233,11 @@ impl NodeTable {
     fn could_ever_fit(&self, query: &Compiled<'_>) -> bool {
         let holds = |slot: u32| {
             let node = self.nodes[slot as usize].as_ref();
-            !query.avoid.contains(&slot)
+            !query.avoided().contains(&slot)
                 && self.slots[slot as usize].serves(query)
                 && node.is_some_and(|node| {
                     node::quantities(&node.allocatable).hold(&query.quantities)
-                        && node.has_labels(&query.labels)
+                        && node.has_labels(query.labels())
                         && resources_hold(&node.allocatable.resources, query.resources)
                 })
         };

@@ -23,8 +23,9 @@ const FAN: usize = 16;
 const FAN_BITS: usize = 4;
 /// Lanes of a summary that are compared by size.
 pub(super) const RANKS: usize = 4;
-/// Words of a summary that say what a node is.
-pub(super) const FEATURE_WORDS: usize = 2;
+/// What a node is, one bit each; two words of a summary.
+pub(super) type Features = u32;
+const FEATURE_WORDS: usize = 2;
 /// Words of a summary that say which landmarks a node reaches.
 pub(super) const LANDMARK_WORDS: usize = 2;
 const FIRST_LANDMARK_LANE: usize = RANKS + FEATURE_WORDS;
@@ -46,15 +47,13 @@ impl Summary {
     /// A slot without a node, or with one that takes no work.
     pub(super) const ABSENT: Self = Self(i16x8::ZERO);
 
-    pub(super) fn new(
-        ranks: Ranks,
-        features: [u16; FEATURE_WORDS],
-        landmarks: [u16; LANDMARK_WORDS],
-    ) -> Self {
-        let [a, b, c, d] = ranks;
-        let [e, f] = features.map(u16::cast_signed);
-        let [g, h] = landmarks.map(u16::cast_signed);
-        Self(i16x8::new([a, b, c, d, e, f, g, h]))
+    #[inline]
+    pub(super) fn new(ranks: Ranks, features: Features, landmarks: u32) -> Self {
+        let sizes = ranks.map(i16::cast_unsigned);
+        Self(bytemuck::cast([
+            quarter(sizes),
+            u64::from(features) | u64::from(landmarks) << 32,
+        ]))
     }
 
     /// The same need in a tree that keeps no landmarks.
@@ -69,6 +68,14 @@ impl Summary {
         let by_bits = self.0 | other.0;
         Self((by_size & SIZE_LANES) | (by_bits & BIT_LANES))
     }
+}
+
+/// Four lanes in a general register. Lanes that are stored one by one can't be loaded as a whole
+/// until the stores have left the processor's store buffer, which takes as long as comparing a
+/// block.
+#[inline]
+fn quarter([a, b, c, d]: [u16; 4]) -> u64 {
+    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
 }
 
 /// The ranks of four quantities. The first is raised by one, so that a present node of no capacity
@@ -109,8 +116,11 @@ impl Block {
     }
 
     fn child(&self, child: usize) -> Summary {
-        let lanes: [i16; LANES] = std::array::from_fn(|lane| self.0[lane].as_array()[child]);
-        Summary(i16x8::new(lanes))
+        let lane = |lane: usize| self.0[lane].as_array()[child].cast_unsigned();
+        Summary(bytemuck::cast([
+            quarter(std::array::from_fn(lane)),
+            quarter(std::array::from_fn(|word| lane(RANKS + word))),
+        ]))
     }
 
     fn set_child(&mut self, child: usize, summary: Summary) {
@@ -594,13 +604,13 @@ mod tests {
             let summary = |cpu: u32, memory: u32, word: u16| {
                 let ranks = ranks([cpu, memory, 0, 0]);
                 let reached = ranks.iter().zip(&reach).all(|(has, need)| has >= need);
-                Summary::new(ranks, [word, 0], [0, u16::from(reached) << 3])
+                Summary::new(ranks, u32::from(word), u32::from(reached) << (16 + 3))
             };
             let mut tree = Tree::new(true);
             let mut plain = Vec::new();
             for (cpu, memory, word, present, settled) in slots {
                 tree.push();
-                let without = Summary::new(ranks([cpu, memory, 0, 0]), [word, 0], [0, 0]);
+                let without = Summary::new(ranks([cpu, memory, 0, 0]), u32::from(word), 0);
                 let summary = if present { without } else { Summary::ABSENT };
                 tree.set(plain.len(), summary, settled);
                 plain.push((cpu, memory, word, present, settled));
