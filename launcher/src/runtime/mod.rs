@@ -5,15 +5,17 @@
 //!
 //! - `docker`: containers of an engine;
 //! - `exec`: processes, owned by the shim;
+//! - `qemu`: virtual machines;
 //! - `sim`: nothing, for a time.
 
 pub mod docker;
 pub mod exec;
+pub mod qemu;
 pub mod sim;
 
 use crate::moment::Moment;
 use crate::supervisor::{Event, Job, StopCause};
-use pronto_payloads::demand::Runtime as Kind;
+pub use pronto_payloads::demand::Runtime as Kind;
 use pronto_payloads::ids::OwnerId;
 use pronto_payloads::instance::InstanceUsage;
 use pronto_payloads::place::AttemptId;

@@ -31,7 +31,8 @@ use pronto_payloads::start::{DockerTask, Task};
 use pronto_payloads::stream::Channel;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,11 +161,16 @@ impl Attempt {
         let (job, shared, name) = (&self.job, &self.shared, self.name());
         let environment = shared.environment(job);
         let files = shared.files(job).map(|root| root.path);
+        if let Some(path) = &files {
+            make_files(path).map_err(|error| {
+                verdict::rejected(format!("its working directory can't be made: {error}"))
+            })?;
+        }
         let around = Surroundings {
-            node: shared.node,
+            node: shared.settings.node_uuid,
             environment: &environment,
             files: files.as_deref(),
-            gpu_requests: shared.gpu_requests,
+            gpu_requests: shared.settings.gpu_requests,
         };
         let body = spec::container(job, task, around);
         loop {
@@ -527,6 +533,15 @@ struct Ended {
     state: Option<ContainerState>,
     /// We ended it, for this reason.
     cause: Option<StopCause>,
+}
+
+/// Open to whatever user the image has; the attempt's own directory above it is not.
+fn make_files(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o777))
 }
 
 fn is_over(state: &ContainerState) -> bool {

@@ -20,7 +20,9 @@ mod session;
 mod spec;
 mod verdict;
 
+use super::exec::{NodeVariables, variables};
 use super::{BoxFuture, Events, ExecSession, FileRoot, Offers, Readiness, Refused, Runtime};
+use crate::data_dir::DataDir;
 use crate::moment::Moment;
 use crate::supervisor::{Event, Job, StopCause};
 use attempt::{Attempt, Order};
@@ -35,7 +37,7 @@ use pronto_payloads::stream::StreamFailure;
 use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,32 +52,21 @@ const STATS_AT_ONCE: usize = 16;
 const STATS_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// What the docker runtime is made with.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct DockerSettings {
     /// The engine: `unix:///path`, a path, or `tcp://host:port`. Absent: `DOCKER_HOST`, else the
     /// usual socket.
     pub host: Option<String>,
+    /// Where attempts' directories are.
+    pub data_dir: DataDir,
     /// The data directory's identity, in each container's labels.
-    pub node: NodeUuid,
+    pub node_uuid: NodeUuid,
+    /// What the node tells of itself.
+    pub node: NodeVariables,
     /// Ask the engine for GPU devices; needs its NVIDIA runtime.
     pub gpu_requests: bool,
-    /// A workload's log where it names no size.
+    /// Total size of an attempt's log, unless its START says otherwise.
     pub log_cap_bytes: u64,
-    /// An attempt's directory: log, marks.
-    pub directory: Arc<dyn Fn(AttemptId) -> PathBuf + Send + Sync>,
-    /// The directory and owner of an attempt's files.
-    pub files: Arc<dyn Fn(&Job) -> FileRoot + Send + Sync>,
-    /// `NAME=value`, Pronto's own first.
-    pub environment: Arc<dyn Fn(&Job) -> Vec<String> + Send + Sync>,
-}
-
-impl fmt::Debug for DockerSettings {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("DockerSettings")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
-    }
 }
 
 /// What is known of one attempt outside of its task.
@@ -117,8 +108,6 @@ struct Shared {
     engine: Engine,
     events: Events,
     entries: Mutex<FxHashMap<AttemptId, Entry>>,
-    node: NodeUuid,
-    gpu_requests: bool,
     /// `adopt` was called: what is not in the entries is nobody's.
     adopted: Notify,
 }
@@ -129,11 +118,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     fn directory(&self, id: AttemptId) -> PathBuf {
-        (self.settings.directory)(id)
+        self.settings.data_dir.attempt(&id)
     }
 
+    /// Pronto's variables and the workload's. The defaults for processes of the node stay out: an
+    /// image brings its own.
     fn environment(&self, job: &Job) -> Vec<String> {
-        (self.settings.environment)(job)
+        let brought = |name: &str| job.body.env.iter().any(|variable| variable.name == name);
+        let mut variables = variables(job, &self.settings.node, Path::new(spec::FILES));
+        variables.retain(|variable| {
+            let name = variable.split('=').next().unwrap_or_default();
+            brought(name) || !["PATH", "HOME", "LANG"].contains(&name)
+        });
+        variables
     }
 
     fn log_cap(&self, job: &Job) -> u64 {
@@ -144,7 +141,8 @@ impl Shared {
 
     /// Files are mounted only where the engine sees the same file system.
     fn files(&self, job: &Job) -> Option<FileRoot> {
-        (self.engine.is_local() && spec::uses_files(job)).then(|| (self.settings.files)(job))
+        let path = self.settings.data_dir.work(&job.id);
+        (self.engine.is_local() && spec::uses_files(job)).then_some(FileRoot { path, owner: None })
     }
 
     fn entry(&self, id: AttemptId) -> Option<Entry> {
@@ -176,7 +174,7 @@ impl Shared {
         self.adopted.notified().await;
         self.engine.up().await;
         loop {
-            let label = format!("{}={}", spec::LABEL_NODE, self.node);
+            let label = format!("{}={}", spec::LABEL_NODE, self.settings.node_uuid);
             let filters = HashMap::from([("label".to_owned(), vec![label])]);
             let list = self
                 .engine
@@ -232,8 +230,6 @@ impl DockerRuntime {
             engine: Engine::new(&settings, offers),
             events,
             entries: Mutex::default(),
-            node: settings.node,
-            gpu_requests: settings.gpu_requests,
             adopted: Notify::new(),
             settings,
         });

@@ -32,35 +32,52 @@ struct Piece<'a> {
 #[derive(Debug, Default)]
 struct Resume {
     at: Position,
+    /// The engine still repeats what the log has.
+    repeating: bool,
     /// Bytes of `at.unix_ms` that are still to be skipped.
     skip: u64,
 }
 
 impl Resume {
     const fn new(at: Position) -> Self {
-        Self { at, skip: at.bytes }
+        Self {
+            at,
+            repeating: at.unix_ms > 0,
+            skip: at.bytes,
+        }
     }
 
     /// A message as the engine gives it: its time, a space, its bytes.
     fn message<'a>(&mut self, message: &'a [u8]) -> Option<Piece<'a>> {
-        let (unix_ms, mut bytes) = split(message, self.at.unix_ms);
+        let (time, mut bytes) = split(message);
+        let mut unix_ms = time.unwrap_or(self.at.unix_ms);
         if unix_ms < self.at.unix_ms {
-            return None;
+            if self.repeating {
+                return None;
+            }
+            // The clock was set back: order is what counts.
+            unix_ms = self.at.unix_ms;
         }
         if unix_ms > self.at.unix_ms {
-            self.at = Position { unix_ms, bytes: 0 };
-            self.skip = 0;
+            *self = Self {
+                at: Position { unix_ms, bytes: 0 },
+                ..Self::default()
+            };
         }
         let skipped = self.skip.min(bytes.len() as u64);
         self.skip -= skipped;
         bytes = &bytes[usize::try_from(skipped).unwrap_or(bytes.len())..];
+        if bytes.is_empty() {
+            return None;
+        }
+        self.repeating = false;
         self.at.bytes += bytes.len() as u64;
-        (!bytes.is_empty()).then_some(Piece { unix_ms, bytes })
+        Some(Piece { unix_ms, bytes })
     }
 }
 
-/// The time in front of a message; one without keeps the time before it.
-fn split(message: &[u8], before_ms: u64) -> (u64, &[u8]) {
+/// The time in front of a message, and its bytes.
+fn split(message: &[u8]) -> (Option<u64>, &[u8]) {
     let space = message.iter().take(48).position(|&byte| byte == b' ');
     let parsed = space.and_then(|at| {
         let time: jiff::Timestamp = std::str::from_utf8(&message[..at]).ok()?.parse().ok()?;
@@ -69,8 +86,7 @@ fn split(message: &[u8], before_ms: u64) -> (u64, &[u8]) {
             &message[at + 1..],
         ))
     });
-    // Times of one container may step back by a clock's correction: order is what counts.
-    parsed.map_or((before_ms, message), |(ms, rest)| (ms.max(before_ms), rest))
+    parsed.map_or((None, message), |(ms, rest)| (Some(ms), rest))
 }
 
 /// Where the log in a directory ends.

@@ -33,7 +33,11 @@ impl Console {
 
     fn end_line(&mut self) {
         let line = String::from_utf8_lossy(&self.line);
-        if let Some(code) = line.trim().strip_prefix(EXIT_MARK).and_then(|code| code.parse().ok()) {
+        if let Some(code) = line
+            .trim()
+            .strip_prefix(EXIT_MARK)
+            .and_then(|code| code.parse().ok())
+        {
             self.exit_code = Some(code);
         }
         self.panicked |= line.contains(PANIC_MARK);
@@ -58,7 +62,9 @@ mod tests {
 
     fn code(console: &[&str]) -> Option<i32> {
         let mut reader = Console::default();
-        console.iter().for_each(|piece| reader.feed(piece.as_bytes()));
+        console
+            .iter()
+            .for_each(|piece| reader.feed(piece.as_bytes()));
         reader.exit_code()
     }
 
@@ -66,9 +72,22 @@ mod tests {
     fn the_last_mark_at_a_line_start_counts() {
         assert_eq!(code(&["boot\r\nPRONTO_EXIT=3\r\n"]), Some(3));
         assert_eq!(code(&["PRONTO_EXIT=3\nPRONTO_EXIT=0\n"]), Some(0));
-        assert_eq!(code(&["PRONTO_", "EXIT=-1"]), Some(-1), "cut anywhere, without a last newline");
-        assert_eq!(code(&["\rPRONTO_EXIT=4\r\r\n[ 2.7] reboot: Power down\r\n"]), Some(4));
-        for other in ["", "echo PRONTO_EXIT=3", "PRONTO_EXIT=", "PRONTO_EXIT=x", "PRONTO_EXIT=1 2"] {
+        assert_eq!(
+            code(&["PRONTO_", "EXIT=-1"]),
+            Some(-1),
+            "cut anywhere, without a last newline"
+        );
+        assert_eq!(
+            code(&["\rPRONTO_EXIT=4\r\r\n[ 2.7] reboot: Power down\r\n"]),
+            Some(4)
+        );
+        for other in [
+            "",
+            "echo PRONTO_EXIT=3",
+            "PRONTO_EXIT=",
+            "PRONTO_EXIT=x",
+            "PRONTO_EXIT=1 2",
+        ] {
             assert_eq!(code(&[other]), None, "{other}");
         }
     }

@@ -6,7 +6,6 @@
 use super::probe::Emulator;
 use pronto_payloads::demand::Demand;
 use pronto_payloads::start::{Port, QemuTask};
-use std::ffi::OsString;
 
 /// The copy-on-write disk of an attempt.
 pub(super) const DISK: &str = "disk.qcow2";
@@ -21,7 +20,11 @@ pub(super) const OVERHEAD_MIB: u32 = 192;
 /// TCG's buffer of translated code, which would be an eighth of the host's memory otherwise.
 const TRANSLATION_BUFFER_MIB: u32 = 64;
 /// The serial port on which a Linux guest is asked to speak.
-const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "ttyAMA0" } else { "ttyS0" };
+const CONSOLE: &str = if cfg!(target_arch = "aarch64") {
+    "ttyAMA0"
+} else {
+    "ttyS0"
+};
 
 /// One guest, all choices made.
 #[derive(Debug)]
@@ -44,37 +47,67 @@ pub(super) fn vcpus(demand: &Demand) -> u32 {
 /// What the guest's kernel is told: a console is added where the user names none, since the
 /// console is the log.
 fn append(task: &QemuTask) -> String {
-    if task.append.split_ascii_whitespace().any(|word| word.starts_with("console=")) {
+    if task
+        .append
+        .split_ascii_whitespace()
+        .any(|word| word.starts_with("console="))
+    {
         task.append.clone()
     } else {
-        format!("{} console={CONSOLE}", task.append).trim().to_owned()
+        format!("{} console={CONSOLE}", task.append)
+            .trim()
+            .to_owned()
     }
 }
 
 impl Machine<'_> {
     /// Program and arguments.
-    pub(super) fn command(&self) -> Vec<OsString> {
-        let mut words: Vec<OsString> = vec![self.emulator.program.clone().into()];
-        let mut add = |these: &[&str]| words.extend(these.iter().map(OsString::from));
+    pub(super) fn command(&self) -> Vec<String> {
+        let mut words = vec![self.emulator.program.to_string_lossy().into_owned()];
+        let mut add = |these: &[&str]| words.extend(these.iter().map(|word| (*word).to_owned()));
         add(&["-name", self.name]);
-        add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        add(&[
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
         if self.emulator.sandbox {
-            add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]);
+            add(&[
+                "-sandbox",
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
+            ]);
         }
         if self.emulator.kvm {
             add(&["-accel", "kvm", "-cpu", "host"]);
         } else {
             // Five-level paging would cost each emulated page walk a fifth step.
             add(&["-accel", &format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}")]);
-            add(&["-cpu", if cfg!(target_arch = "x86_64") { "max,la57=off" } else { "max" }]);
+            add(&[
+                "-cpu",
+                if cfg!(target_arch = "x86_64") {
+                    "max,la57=off"
+                } else {
+                    "max"
+                },
+            ]);
         }
         if cfg!(target_arch = "aarch64") {
             add(&["-machine", "virt"]);
         }
         add(&["-m", &self.demand.memory_mib.max(1).to_string()]);
         add(&["-smp", &vcpus(self.demand).to_string()]);
-        add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-        add(&["-chardev", &format!("socket,id=monitor,path={MONITOR},server=on,wait=off")]);
+        add(&[
+            "-chardev",
+            "stdio,id=console,signal=off",
+            "-serial",
+            "chardev:console",
+        ]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=monitor,path={MONITOR},server=on,wait=off"),
+        ]);
         add(&["-mon", "chardev=monitor,mode=control"]);
         add(&["-object", "rng-random,id=entropy,filename=/dev/urandom"]);
         add(&["-device", "virtio-rng-pci,rng=entropy"]);
@@ -88,7 +121,10 @@ impl Machine<'_> {
             add(&["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
         }
         if self.seed {
-            add(&["-drive", &format!("file={SEED},if=none,id=seed,format=raw,readonly=on")]);
+            add(&[
+                "-drive",
+                &format!("file={SEED},if=none,id=seed,format=raw,readonly=on"),
+            ]);
             add(&["-device", "virtio-blk-pci,drive=seed"]);
         }
         if let Some(kernel) = &self.task.kernel {
@@ -116,22 +152,40 @@ mod tests {
     use super::*;
 
     fn words(task: &QemuTask, demand: &Demand, kvm: bool, seed: bool) -> String {
-        let emulator = Emulator { program: "/bin/qemu".into(), kvm, sandbox: true };
-        let machine =
-            Machine { name: "guest", emulator: &emulator, task, demand, ports: &task.ports, seed };
-        let words: Vec<_> =
-            machine.command().into_iter().map(|word| word.into_string().unwrap()).collect();
-        words.join(" ")
+        let emulator = Emulator {
+            program: "/bin/qemu".into(),
+            kvm,
+            sandbox: true,
+        };
+        let machine = Machine {
+            name: "guest",
+            emulator: &emulator,
+            task,
+            demand,
+            ports: &task.ports,
+            seed,
+        };
+        machine.command().join(" ")
     }
 
     #[test]
     fn the_demand_sizes_the_guest() {
-        let task = QemuTask { kernel: Some("/k".into()), ..QemuTask::default() };
-        let demand = Demand { cpu_millis: 1001, memory_mib: 300, ..Demand::default() };
+        let task = QemuTask {
+            kernel: Some("/k".into()),
+            ..QemuTask::default()
+        };
+        let demand = Demand {
+            cpu_millis: 1001,
+            memory_mib: 300,
+            ..Demand::default()
+        };
         let line = words(&task, &demand, false, false);
         assert!(line.contains(" -m 300 -smp 2 "), "{line}");
         assert!(line.contains("-accel tcg,tb-size=64 "), "{line}");
-        assert!(line.ends_with(&format!("-kernel /k -append console={CONSOLE}")), "{line}");
+        assert!(
+            line.ends_with(&format!("-kernel /k -append console={CONSOLE}")),
+            "{line}"
+        );
         assert!(!line.contains("-drive"), "{line}");
         assert!(words(&task, &demand, true, false).contains("-accel kvm -cpu host"));
         assert_eq!(vcpus(&Demand::default()), 1);
@@ -145,8 +199,16 @@ mod tests {
             kernel: Some("/k".into()),
             append: "console=hvc0 quiet".into(),
             ports: vec![
-                Port { host: 8080, guest: 80, udp: false },
-                Port { host: 53, guest: 5353, udp: true },
+                Port {
+                    host: 8080,
+                    guest: 80,
+                    udp: false,
+                },
+                Port {
+                    host: 53,
+                    guest: 5353,
+                    udp: true,
+                },
             ],
             ..QemuTask::default()
         };
@@ -154,7 +216,13 @@ mod tests {
         assert!(line.contains("user,id=net,hostfwd=tcp::8080-:80,hostfwd=udp::53-:5353 "));
         assert!(line.contains("file=disk.qcow2,"), "{line}");
         assert!(line.contains("file=seed.img,"), "{line}");
-        assert!(!line.contains("a,b"), "the user's path is no option's part: {line}");
-        assert!(line.ends_with("-append console=hvc0 quiet -initrd /i"), "{line}");
+        assert!(
+            !line.contains("a,b"),
+            "the user's path is no option's part: {line}"
+        );
+        assert!(
+            line.ends_with("-append console=hvc0 quiet -initrd /i"),
+            "{line}"
+        );
     }
 }

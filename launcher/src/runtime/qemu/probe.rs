@@ -73,14 +73,21 @@ pub async fn probe(program: &Path, scratch: &Path) -> Result<Emulator, String> {
 }
 
 async fn boots(program: &Path, disk: &Path) -> Result<Emulator, String> {
-    let emulator =
-        |kvm, sandbox| Emulator { program: program.to_path_buf(), kvm, sandbox };
+    let emulator = |kvm, sandbox| Emulator {
+        program: program.to_path_buf(),
+        kvm,
+        sandbox,
+    };
     if !cfg!(target_arch = "x86_64") {
         // The sector is x86 code. Elsewhere emulation is believed to work as it does everywhere.
         return Ok(emulator(false, false));
     }
     // A user who may not open the device must not pay for the attempt.
-    let may_use_kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let may_use_kvm = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
     let mut reason = String::new();
     for sandbox in [true, false] {
         let emulated = boot(program, disk, "tcg", sandbox, BOOT_TIMEOUT).await;
@@ -106,18 +113,43 @@ async fn boot(
 ) -> Result<Duration, String> {
     let mut command = Command::new(program);
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "16"])
-        .args(["-accel", accelerator, "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-        .args(["-blockdev", "driver=raw,node-name=sector,read-only=on,file.driver=file,\
-                file.filename=/dev/fd/0"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-m",
+            "16",
+        ])
+        .args([
+            "-accel",
+            accelerator,
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=0x04",
+        ])
+        .args([
+            "-blockdev",
+            "driver=raw,node-name=sector,read-only=on,file.driver=file,\
+                file.filename=/dev/fd/0",
+        ])
         .args(["-device", "virtio-blk-pci,drive=sector"]);
     if sandbox {
-        command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]);
+        command.args([
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
+        ]);
     }
     let disk = std::fs::File::open(disk).map_err(|error| error.to_string())?;
-    command.stdin(disk).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+        .stdin(disk)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
     let started = Instant::now();
-    let child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
+    let child = command
+        .spawn()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
     let ended = tokio::time::timeout(limit, child.wait_with_output()).await;
     let ended = ended
         .map_err(|_| format!("a guest under {accelerator} said nothing for {limit:?}"))?
@@ -130,14 +162,16 @@ fn spoke(status: ExitStatus, stderr: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(stderr);
-    Err(text.lines().next().map_or_else(|| status.to_string(), str::to_owned))
+    Err(text
+        .lines()
+        .next()
+        .map_or_else(|| status.to_string(), str::to_owned))
 }
 
 /// A program by its path, or in `PATH`.
 pub(super) fn find(program: &Path) -> Option<PathBuf> {
     use rustix::fs::{Access, access};
-    let executable =
-        |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    let executable = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     if program.components().count() > 1 {
         return executable(program).then(|| program.to_path_buf());
     }

@@ -25,7 +25,10 @@ const EVENTS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum QmpError {
     #[error("no monitor answers at {path}")]
-    Connect { path: String, source: std::io::Error },
+    Connect {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("the monitor did not answer within {} s", REPLY_TIMEOUT.as_secs())]
     Timeout,
     #[error("the monitor has closed the connection")]
@@ -76,12 +79,30 @@ impl Message {
         let malformed = || QmpError::Malformed(line.chars().take(200).collect());
         let line: Line = serde_json::from_str(line).map_err(|_| malformed())?;
         match line {
-            Line { greeting: Some(_), .. } => Ok(Self::Greeting),
-            Line { error: Some(error), id, .. } => Ok(Self::Error { id, text: error.desc }),
-            Line { value: Some(value), id, .. } => Ok(Self::Return { id, value }),
-            Line { event: Some(name), data, .. } => {
-                Ok(Self::Event(Event { name, data: data.unwrap_or(Value::Null) }))
-            }
+            Line {
+                greeting: Some(_), ..
+            } => Ok(Self::Greeting),
+            Line {
+                error: Some(error),
+                id,
+                ..
+            } => Ok(Self::Error {
+                id,
+                text: error.desc,
+            }),
+            Line {
+                value: Some(value),
+                id,
+                ..
+            } => Ok(Self::Return { id, value }),
+            Line {
+                event: Some(name),
+                data,
+                ..
+            } => Ok(Self::Event(Event {
+                name,
+                data: data.unwrap_or(Value::Null),
+            })),
             _ => Err(malformed()),
         }
     }
@@ -145,9 +166,15 @@ impl Qmp {
                     }
                     self.events.push_back(event);
                 }
-                Message::Return { id: Some(of), value } if of == id => return Ok(value),
+                Message::Return {
+                    id: Some(of),
+                    value,
+                } if of == id => return Ok(value),
                 Message::Error { id: of, text } if of.is_none() || of == Some(id) => {
-                    return Err(QmpError::Refused { command: command.to_owned(), text });
+                    return Err(QmpError::Refused {
+                        command: command.to_owned(),
+                        text,
+                    });
                 }
                 // A reply to a command whose wait had run out.
                 Message::Return { .. } | Message::Error { .. } | Message::Greeting => {}
@@ -174,7 +201,9 @@ impl Qmp {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T, QmpError> {
-    tokio::time::timeout(REPLY_TIMEOUT, work).await.map_err(|_| QmpError::Timeout)
+    tokio::time::timeout(REPLY_TIMEOUT, work)
+        .await
+        .map_err(|_| QmpError::Timeout)
 }
 
 #[cfg(test)]
@@ -189,19 +218,33 @@ mod tests {
         assert_eq!(Message::parse(greeting).unwrap(), Message::Greeting);
         assert_eq!(
             Message::parse(r#"{"return": {"running": true}, "id": 7}"#).unwrap(),
-            Message::Return { id: Some(7), value: json!({"running": true}) },
+            Message::Return {
+                id: Some(7),
+                value: json!({"running": true})
+            },
         );
         assert_eq!(
             Message::parse(r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 2}"#)
                 .unwrap(),
-            Message::Error { id: Some(2), text: "no".to_owned() },
+            Message::Error {
+                id: Some(2),
+                text: "no".to_owned()
+            },
         );
         let event = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN",
                         "data": {"guest": true, "reason": "guest-shutdown"}}"#;
-        let Message::Event(event) = Message::parse(event).unwrap() else { panic!("an event") };
-        assert_eq!((event.name.as_str(), &event.data["guest"]), ("SHUTDOWN", &json!(true)));
+        let Message::Event(event) = Message::parse(event).unwrap() else {
+            panic!("an event")
+        };
+        assert_eq!(
+            (event.name.as_str(), &event.data["guest"]),
+            ("SHUTDOWN", &json!(true))
+        );
         for broken in ["", "{", "[]", "{}", "{\"id\": 1}", "null"] {
-            assert!(matches!(Message::parse(broken), Err(QmpError::Malformed(_))), "{broken}");
+            assert!(
+                matches!(Message::parse(broken), Err(QmpError::Malformed(_))),
+                "{broken}"
+            );
         }
     }
 
@@ -221,7 +264,10 @@ mod tests {
             let mut line = String::new();
             stream.read_line(&mut line).await.unwrap();
             assert_eq!(line, "{\"execute\":\"qmp_capabilities\",\"id\":1}\n");
-            stream.write_all(b"{\"return\": {}, \"id\": 1}\r\n").await.unwrap();
+            stream
+                .write_all(b"{\"return\": {}, \"id\": 1}\r\n")
+                .await
+                .unwrap();
             line.clear();
             stream.read_line(&mut line).await.unwrap();
             let answer = b"{\"event\": \"STOP\"}\r\n{\"event\": \"RESUME\"}\r\n\
@@ -229,7 +275,10 @@ mod tests {
             stream.write_all(answer).await.unwrap();
         });
         let mut qmp = Qmp::connect(&directory, "qmp").await.unwrap();
-        assert_eq!(qmp.execute("query-status", json!({"a": 1})).await.unwrap(), json!(5));
+        assert_eq!(
+            qmp.execute("query-status", json!({"a": 1})).await.unwrap(),
+            json!(5)
+        );
         assert_eq!(qmp.event().await.unwrap().name, "STOP");
         assert_eq!(qmp.event().await.unwrap().name, "RESUME");
         assert!(matches!(qmp.event().await, Err(QmpError::Closed)));

@@ -18,7 +18,9 @@ const LABEL: [u8; 11] = *b"cidata     ";
 /// When the files do not fit, which the limits on a START's payload exclude.
 pub(super) fn volume(user_data: &str, meta_data: &str) -> std::io::Result<Vec<u8>> {
     let mut image = Cursor::new(vec![0_u8; VOLUME_BYTES]);
-    let options = FormatVolumeOptions::new().volume_label(LABEL).fat_type(FatType::Fat12);
+    let options = FormatVolumeOptions::new()
+        .volume_label(LABEL)
+        .fat_type(FatType::Fat12);
     format_volume(&mut image, options)?;
     {
         let volume = FileSystem::new(&mut image, FsOptions::new())?;
@@ -49,12 +51,22 @@ mod tests {
         let large = "x".repeat(pronto_payloads::limits::USER_DATA_BYTES);
         let image = volume(&large, "instance-id: one\n").unwrap();
         let volume = FileSystem::new(Cursor::new(image), FsOptions::new()).unwrap();
-        assert_eq!(volume.volume_label().trim_end(), "cidata");
+        assert_eq!(volume.volume_label_as_bytes(), b"cidata");
         let mut content = String::new();
-        volume.root_dir().open_file("user-data").unwrap().read_to_string(&mut content).unwrap();
+        volume
+            .root_dir()
+            .open_file("user-data")
+            .unwrap()
+            .read_to_string(&mut content)
+            .unwrap();
         assert_eq!(content, large);
         content.clear();
-        volume.root_dir().open_file("meta-data").unwrap().read_to_string(&mut content).unwrap();
+        volume
+            .root_dir()
+            .open_file("meta-data")
+            .unwrap()
+            .read_to_string(&mut content)
+            .unwrap();
         assert_eq!(content, "instance-id: one\n");
     }
 }
