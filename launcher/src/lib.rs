@@ -4,10 +4,17 @@
 //! the runtimes.
 
 pub mod cgroup;
+pub mod config;
 pub mod data_dir;
 pub mod logs;
 pub mod moment;
+pub mod node;
 pub mod runtime;
+mod shell;
 pub mod shim;
 pub mod store;
+mod streams;
 pub mod supervisor;
+
+pub use config::LauncherConfig;
+pub use shell::{end_workloads, run, run_simulated};

@@ -235,17 +235,18 @@ impl AttemptStore {
     }
 
     /// The owner has committed the end: the record goes, logs and outputs age. What left neither
-    /// goes at once.
-    pub fn acknowledged(&mut self, job: &Arc<Job>) {
+    /// goes at once; then true.
+    pub fn acknowledged(&mut self, job: &Arc<Job>) -> bool {
         let path = self.directory.attempt(&job.id);
         if job.body.keep_outputs_ms == 0 && !logs::exists(&path) {
             self.remove_small(&path);
-            return;
+            return true;
         }
         if let Err(error) = fs::rename(path.join(RECORD_FILE), path.join(KEPT_FILE)) {
             tracing::warn!(%error, path = %path.display(), "a record can't be put aside");
         }
         self.keep(job.clone(), wall_clock());
+        false
     }
 
     /// Removes all files of an attempt.

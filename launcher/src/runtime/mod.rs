@@ -11,7 +11,10 @@
 pub mod docker;
 pub mod exec;
 pub mod qemu;
+mod set;
 pub mod sim;
+
+pub use set::Runtimes;
 
 use crate::moment::Moment;
 use crate::supervisor::{Event, Job, StopCause};
@@ -130,7 +133,8 @@ impl fmt::Debug for ExecSession {
 /// ```
 ///
 /// - `prepare` is called once, after the attempt's directory and record are on disk. It makes all
-///   that a start needs (directories, image, overlay, container) and runs nothing of the user's.
+///   that a start needs (directories, image, overlay, container) and runs nothing of the user's. The
+///   directory of [`Runtime::files`] is there when `prepare` returns: inputs are copied into it.
 /// - `start` is called at most once, after `Prepared` (or `Readiness::Now`).
 /// - `stop` may come at any time after `prepare`, and more than once, also after the end. If
 ///   nothing was started, the answer is `Failed` with the stop's cause; otherwise the workload is

@@ -150,6 +150,11 @@ impl Runtime for SimRuntime {
         Kind::Sim
     }
 
+    /// Nothing outlives this process, so nothing outlives its lease either.
+    fn fences(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, _job: &Arc<Job>) -> Readiness {
         Readiness::Now
     }

@@ -133,7 +133,15 @@ pub enum Effect {
     /// Write down, or forget; survives a crash of this process.
     Keep(Durable),
     /// Have the job's runtime make it ready; answered by Prepared or Failed.
-    Prepare(Arc<Job>),
+    Prepare {
+        /// What.
+        job: Arc<Job>,
+        /// It waits for nothing: if it is ready at once it is started at once, and Started is
+        /// the answer.
+        start_at_once: bool,
+        /// As in [`Effect::Start`].
+        fence_at: Option<Moment>,
+    },
     /// Start what was prepared; answered by Started and later Ended and Emptied, or by Failed.
     Start {
         /// What.

@@ -46,12 +46,17 @@ impl Supervisor {
             return;
         }
         self.waiting.remove(&id);
+        let fence_at = self.fence_of(id);
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
         record.stage = Stage::Preparing;
         record.phase = Phase::Preparing;
-        effects.push(Effect::Prepare(Arc::clone(&record.job)));
+        effects.push(Effect::Prepare {
+            start_at_once: record.job.body.await_inputs == 0,
+            job: Arc::clone(&record.job),
+            fence_at,
+        });
     }
 
     pub(super) fn prepared(&mut self, now: Moment, id: AttemptId, effects: &mut Vec<Effect>) {

@@ -657,6 +657,12 @@ impl Runtime for ExecRuntime {
 
     fn files(&self, job: &Job) -> Option<FileRoot> {
         let (user, path) = self.inner.identity(job).ok()?;
+        // We may be root where the workload is not: a directory of its choice could be one that it
+        // may not read.
+        let own = Inner::exec_task(job).workdir.is_none();
+        if !own && user.is_some() && !job.body.privileged {
+            return None;
+        }
         Some(FileRoot {
             path,
             owner: user.map(|user| (user.uid, user.gid)),

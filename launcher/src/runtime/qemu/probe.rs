@@ -169,7 +169,7 @@ fn spoke(status: ExitStatus, stderr: &[u8]) -> Result<(), String> {
 }
 
 /// A program by its path, or in `PATH`.
-pub(super) fn find(program: &Path) -> Option<PathBuf> {
+pub(crate) fn find(program: &Path) -> Option<PathBuf> {
     use rustix::fs::{Access, access};
     let executable = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     if program.components().count() > 1 {

@@ -235,7 +235,7 @@ impl Node {
 
     /// Runs what was started: Prepared, Started.
     fn run(&mut self, id: AttemptId) {
-        assert!(self.took(|effect| matches!(effect, Effect::Prepare(job) if job.id == id)));
+        assert!(self.took(|effect| matches!(effect, Effect::Prepare { job, .. } if job.id == id)));
         self.step(Event::Prepared(id));
         assert!(self.took(|effect| matches!(effect, Effect::Start { job, .. } if job.id == id)));
         self.step(Event::Started { id, at: self.now });

@@ -135,7 +135,7 @@ fn rule_02_an_inventory_is_one_piece_with_its_applied_seq() {
         node.start_with(attempt(instance, 1), &Demand::default(), &body());
     }
     node.unseen
-        .retain(|effect| !matches!(effect, Effect::Prepare(_)));
+        .retain(|effect| !matches!(effect, Effect::Prepare { .. }));
     let owner = attempt(0, 1).owner;
     node.frame(
         Operand::Inventory,
@@ -472,7 +472,7 @@ fn a_restart_adopts_what_runs_and_reports_what_ended() {
     for instance in 1..=3 {
         node.run(attempt(instance, 1));
     }
-    assert!(node.took(|effect| matches!(effect, Effect::Prepare(_))));
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
     node.wait_ms(6);
     node.reports();
     let began = node.now;
@@ -515,7 +515,7 @@ fn a_restart_adopts_what_runs_and_reports_what_ended() {
     assert_eq!(reports[2].end.as_ref().unwrap().cause, EndCause::NodeFailed);
     assert_eq!(node.core.free().cpu_millis, 2000);
     // What never started waits for the lease, and starts then.
-    assert!(!node.took(|effect| matches!(effect, Effect::Prepare(_))));
+    assert!(!node.took(|effect| matches!(effect, Effect::Prepare { .. })));
     node.lease(&[]);
     node.run(attempt(4, 1));
 }
@@ -547,7 +547,7 @@ fn inputs_are_waited_for_and_a_timeout_ends_it() {
         ..body()
     };
     node.start_with(id, &Demand::default(), &body);
-    assert!(node.took(|effect| matches!(effect, Effect::Prepare(_))));
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
     node.step(Event::Prepared(id));
     node.step(Event::InputArrived(id));
     assert!(!node.took(|effect| matches!(effect, Effect::Start { .. })));
@@ -609,7 +609,7 @@ fn statuses_are_coalesced_and_leases_renewed() {
         node.start(attempt(instance, 1));
     }
     node.unseen
-        .retain(|effect| !matches!(effect, Effect::Prepare(_)));
+        .retain(|effect| !matches!(effect, Effect::Prepare { .. }));
     assert!(node.statuses().is_empty());
     assert_eq!(node.next_status().1.applied_seq, Seq(3));
     let asked = |node: &Node| {

@@ -1,0 +1,119 @@
+//! A command inside an instance, and an instance's own standard input.
+
+use super::channel::{Inbound, Reader, Upward};
+use super::{Context, Known};
+use crate::runtime::{Refused, Runtime};
+use pronto_payloads::stream::{Channel, StreamEnd, StreamFailure};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// One read of a pipe.
+const READ_BYTES: usize = 32 * 1024;
+
+/// The runtime of an attempt that runs; waits for its start if that is still to come.
+async fn running<'a>(context: &'a Context, known: &Known) -> Result<&'a Arc<dyn Runtime>, Refused> {
+    tokio::select! {
+        biased;
+        () = known.ended.cancelled() => {
+            return Err(Refused::new(StreamFailure::NotFound, "the instance has ended"));
+        }
+        () = known.started.cancelled() => {}
+    }
+    let kind = known.job.runtime();
+    context
+        .runtimes
+        .of(kind)
+        .ok_or_else(|| Refused::unsupported(kind, "be found on this node"))
+}
+
+pub(super) async fn exec(
+    context: &Context,
+    known: &Known,
+    command: Vec<String>,
+    upward: &Upward,
+    reader: Reader,
+) -> Result<StreamEnd, Refused> {
+    let session = running(context, known)
+        .await?
+        .exec(known.job.id, command)
+        .await?;
+    let output = async {
+        tokio::join!(
+            pump(session.stdout, Channel::Stdout, upward),
+            pump(session.stderr, Channel::Stderr, upward)
+        )
+    };
+    let input = async {
+        if let Some(stdin) = session.stdin {
+            // A command that reads no more does not mind what is not read.
+            let _ = feed(stdin, reader).await;
+        }
+        // The command's end, not its input's, ends the stream.
+        std::future::pending::<()>().await;
+    };
+    let mut exit = session.exit;
+    let ended = async {
+        let code = (&mut exit).await;
+        code
+    };
+    tokio::pin!(output, input, ended);
+    let code = tokio::select! {
+        code = &mut ended => {
+            // What it wrote before its end is still in the pipes.
+            tokio::select! {
+                _ = &mut output => {}
+                () = &mut input => {}
+            }
+            code?
+        }
+        _ = &mut output => tokio::select! {
+            code = &mut ended => code?,
+            () = &mut input => 0,
+        },
+        () = &mut input => 0,
+    };
+    Ok(StreamEnd::Complete {
+        code: Some(code),
+        sha256: Vec::new(),
+    })
+}
+
+pub(super) async fn stdin(
+    context: &Context,
+    known: &Known,
+    reader: Reader,
+) -> Result<StreamEnd, Refused> {
+    let writer = running(context, known).await?.stdin(known.job.id).await?;
+    tokio::select! {
+        fed = feed(writer, reader) => fed.map_err(|error| {
+            Refused::new(StreamFailure::Failed, format!("the instance reads no more: {error}"))
+        })?,
+        () = known.ended.cancelled() => {}
+    }
+    Ok(StreamEnd::Complete {
+        code: None,
+        sha256: Vec::new(),
+    })
+}
+
+/// Reads until the end, sending what comes.
+async fn pump(mut from: Box<dyn AsyncRead + Send + Unpin>, channel: Channel, upward: &Upward) {
+    let mut buffer = vec![0; READ_BYTES];
+    while let Ok(length) = from.read(&mut buffer).await {
+        if length == 0 || upward.data(channel, &buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes what comes until its end, then closes.
+async fn feed(
+    mut to: Box<dyn AsyncWrite + Send + Unpin>,
+    mut reader: Reader,
+) -> std::io::Result<()> {
+    while let Some(Inbound::Data(bytes)) = reader.next().await {
+        to.write_all(&bytes).await?;
+        to.flush().await?;
+    }
+    to.shutdown().await
+}
