@@ -40,10 +40,10 @@ mod template;
 mod tenants;
 #[cfg(test)]
 mod tests;
-mod views;
+pub(crate) mod views;
 
 pub use event::{
     Actor, ActorKind, Call, Change, DrainCall, Effect, Event, LiveFilter, Located, Now, Refused,
-    Reply, Resolved, SessionUp, SubmitCall, Token,
+    ReopenCall, Reply, Resolved, SessionUp, SubmitCall, Token,
 };
 pub use state::{Settings, State};

@@ -15,7 +15,7 @@
 mod check;
 mod load;
 pub mod memory;
-mod read;
+pub mod read;
 pub mod rows;
 mod schema;
 pub mod sqlite;

@@ -199,7 +199,6 @@ impl State {
                 let last = LastRefusal {
                     refusal: failure.refusal,
                     generation: failure.generation,
-                    text: failure.text,
                 };
                 self.queue.refused(class, seq, priority, last);
             }

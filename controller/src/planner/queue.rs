@@ -42,7 +42,6 @@ pub struct ClassKey {
 pub(crate) struct LastRefusal {
     pub(crate) refusal: Refusal,
     pub(crate) generation: Generation,
-    pub(crate) text: String,
 }
 
 #[derive(Debug)]
@@ -431,20 +430,6 @@ impl Queue {
         }
     }
 
-    /// Lets every blocked class have a turn, whatever the generation says.
-    pub(crate) fn retry_all(&mut self) {
-        self.cursor = None;
-        for (_, _, class) in &self.blocked {
-            if let Some(Some(entry)) = self.classes.get_mut(*class as usize)
-                && let Some(last) = &mut entry.refused
-            {
-                last.generation = Generation(0);
-            }
-        }
-        self.generation = self.generation.max(Generation(1));
-        self.wake();
-    }
-
     /// Unblocks the next classes in order while there are turns to give.
     fn wake(&mut self) {
         while self.probing < MAX_PROBES {
@@ -532,7 +517,6 @@ mod tests {
         LastRefusal {
             refusal: Refusal::CloudFull,
             generation: Generation(generation),
-            text: String::new(),
         }
     }
 

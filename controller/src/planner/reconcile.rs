@@ -31,6 +31,7 @@ use pronto_payloads::instance::{InstanceReport, Inventory};
 use pronto_payloads::node::{NodeConnected, NodeDisconnected, Nodes as NodePage, StatsBatch};
 use pronto_payloads::place::{CapacityGrown, Explanation, Placed, StartFailure};
 use pronto_protocol::frame::Frame;
+use pronto_protocol::hello::Refusal;
 use pronto_protocol::operand::Operand;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, VecDeque};
@@ -334,15 +335,13 @@ impl State {
         operand: Operand,
         mut bytes: bytes::Bytes,
     ) -> Result<(), codec::DecodeError> {
-        if matches!(operand, Operand::StopFailure | Operand::DeleteFailure) {
-            // The node's name stands in front where the answer is the node's own.
-            let behind = bytes.clone();
-            if codec::take::<FromNode>(&mut bytes).is_err() {
-                bytes = behind;
-            }
-        }
-        let text = codec::decode::<Failure>(&bytes)
-            .map_or_else(|_| operand.to_string(), |failure| failure.text);
+        // STOP_FAILURE and DELETE_FAILURE name the node in front; the others are the protocol's.
+        let text = if matches!(operand, Operand::StopFailure | Operand::DeleteFailure) {
+            codec::take::<FromNode>(&mut bytes)?;
+            codec::decode::<Failure>(&bytes)?.text
+        } else {
+            Refusal::decode(&bytes).map_or_else(|error| error.to_string(), |found| found.text)
+        };
         match Topic::of(correlation) {
             Some(Topic::Activate) => {
                 self.record(

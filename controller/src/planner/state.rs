@@ -591,6 +591,18 @@ impl State {
         self.timers.push(Reverse((at_ns, seq)));
     }
 
+    /// The controller's epoch, as HELLO must say it.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.meta.epoch
+    }
+
+    /// Entries of the queue, and distinct demands that live.
+    #[must_use]
+    pub fn queue_sizes(&self) -> (usize, usize) {
+        (self.queue.waiting(), self.queue.class_count())
+    }
+
     /// Handles one event; the effects are to be carried out in their order.
     pub fn step(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         self.step_batch(now, std::iter::once(event), effects);

@@ -53,7 +53,12 @@ fn base(
 
 /// An ended instance, as it was read from the store.
 #[must_use]
-pub fn ended_view(id: InstanceId, row: &SubmissionRow, spec: &SpecRow, end: &EndRow) -> Instance {
+pub(crate) fn ended_view(
+    id: InstanceId,
+    row: &SubmissionRow,
+    spec: &SpecRow,
+    end: &EndRow,
+) -> Instance {
     let at = |offset: Option<u64>| offset.map(|ns| timestamp(row.unix_ms + ns / 1_000_000));
     Instance {
         state: end.state,
@@ -76,7 +81,7 @@ pub fn ended_view(id: InstanceId, row: &SubmissionRow, spec: &SpecRow, end: &End
 
 /// The steps of an instance, with the time between each two.
 #[must_use]
-pub fn timeline(times: &Times) -> Vec<TimelineStep> {
+pub(crate) fn timeline(times: &Times) -> Vec<TimelineStep> {
     let steps = [
         (Step::Submitted, Some(0)),
         (Step::Admitted, times.admitted_ns),
@@ -104,7 +109,11 @@ pub fn timeline(times: &Times) -> Vec<TimelineStep> {
 
 /// The progress of a submission.
 #[must_use]
-pub fn submission_view(row: &SubmissionRow, states: &[u32; STATES], retries: u32) -> Submission {
+pub(crate) fn submission_view(
+    row: &SubmissionRow,
+    states: &[u32; STATES],
+    retries: u32,
+) -> Submission {
     let mut by_name = BTreeMap::new();
     let mut ended = 0;
     for state in InstanceState::ALL {

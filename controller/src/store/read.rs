@@ -207,14 +207,36 @@ impl Reader {
     /// # Errors
     /// If the database fails.
     pub fn ended_by_id(&self, id: InstanceId) -> Result<Option<Ended>, StoreError> {
+        let newest = self.newest()?;
+        let found = self.ended_one(self.ids.seq(id, newest))?;
+        Ok(found.filter(|ended| ended.id == id && !ended.end.deleted))
+    }
+
+    /// An upper bound of all numbers that were given out.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn newest(&self) -> Result<u64, StoreError> {
         let newest: i64 = self.handle().connection.query_row(
             "SELECT coalesce(max(first_seq), 0) FROM submissions",
             [],
             |row| row.get(0),
         )?;
-        let newest = unsigned(newest) + u64::from(crate::api::types::MAX_COUNT);
-        let found = self.ended_one(self.ids.seq(id, newest))?;
-        Ok(found.filter(|ended| ended.id == id && !ended.end.deleted))
+        Ok(unsigned(newest) + u64::from(crate::api::types::MAX_COUNT))
+    }
+
+    /// The latest ended instance with this name in each tenant.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn named(&self, name: &str, tenant: Option<&str>) -> Result<Vec<Ended>, StoreError> {
+        let page = self.ended(&EndedFilter {
+            tenant: tenant.map(str::to_owned),
+            name: Some(name.to_owned()),
+            limit: if tenant.is_some() { 1 } else { 2 },
+            ..EndedFilter::default()
+        })?;
+        Ok(page.found)
     }
 
     /// Those among these numbers whose ids end in the suffix and belong to the tenant.

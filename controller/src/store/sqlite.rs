@@ -7,7 +7,7 @@ use crate::api::types::{InstanceState, Severity, UsageView};
 use crate::numbers::IdScheme;
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{InstanceId, OwnerId};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, Transaction, params};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -566,12 +566,6 @@ fn put_event(transaction: &Transaction<'_>, row: &EventRow) -> Result<(), rusqli
 
 pub(crate) fn state_of(code: u8) -> Option<InstanceState> {
     InstanceState::ALL.get(usize::from(code)).copied()
-}
-
-pub(crate) fn optional<T>(
-    result: Result<T, rusqlite::Error>,
-) -> Result<Option<T>, rusqlite::Error> {
-    result.optional()
 }
 
 #[cfg(test)]

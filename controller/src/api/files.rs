@@ -1,0 +1,381 @@
+//! Commands inside an instance, its standard input, its files.
+
+use super::body::pipe;
+use super::reply::{Caller, Json, Path, Query, invalid, nothing, ok, streamed};
+use super::types::{
+    CHANNEL_FILE, CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, ErrorCode, ExecEnd, ExecRequest,
+    FRAMES_CONTENT_TYPE, FileEnd, FileListing, FileQuery, ListingQuery, OneQuery, PutFileQuery,
+    SHA256_HEADER,
+};
+use super::{App, Target};
+use crate::planner::{Actor, Call, Refused, Reply};
+use crate::streams::{Incoming, Stream};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http_body_util::BodyExt as _;
+use hyper::header::CONTENT_LENGTH;
+use pronto_payloads::codec::Payload as _;
+use pronto_payloads::ids::{InstanceId, OwnerId};
+use pronto_payloads::stream::{Channel, StreamEnd, StreamFailure, StreamOpen, StreamRequest};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A list of paths is cut here.
+const MAX_LISTING_BYTES: usize = 4 << 20;
+/// Input files are often sent right after a submission: the instance is waited for so long.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
+/// A file's default permission bits, 0644.
+const DEFAULT_MODE: u32 = 0o644;
+
+/// The node of an instance; waits a while for one that is being placed.
+async fn node_of(
+    app: &App,
+    actor: &Actor,
+    target: Target,
+    text: &str,
+) -> Result<(InstanceId, Arc<str>), Refused> {
+    let id = target.id();
+    let nowhere = || {
+        Refused::new(
+            ErrorCode::Conflict,
+            format!("instance {text} is on no node"),
+        )
+    };
+    if let Target::Ended(ended) = target {
+        return ended
+            .end
+            .node
+            .clone()
+            .map(|node| (id, node))
+            .ok_or_else(nowhere);
+    }
+    let mut changes = app.hub.follow(id);
+    let placed = async {
+        loop {
+            changes.mark_unchanged();
+            match app.ask(actor, Call::Locate(id)).await? {
+                Reply::Located(located) => {
+                    if let Some(node) = located.node {
+                        return Ok((id, node));
+                    }
+                }
+                _ => {
+                    let ended = app.read(move |reader| reader.ended_by_id(id)).await?;
+                    let node = ended.and_then(|ended| ended.end.node);
+                    return node.map(|node| (id, node)).ok_or_else(nowhere);
+                }
+            }
+            changes.changed().await.map_err(|_| nowhere())?;
+        }
+    };
+    let found = tokio::time::timeout(PLACE_WAIT, placed).await;
+    drop(changes);
+    app.hub.unfollow(id);
+    found.unwrap_or_else(|_| Err(nowhere()))
+}
+
+async fn open(
+    app: &App,
+    actor: &Actor,
+    text: &str,
+    tenant: Option<&str>,
+    request: StreamRequest,
+) -> Result<Stream, Refused> {
+    let checked = StreamOpen {
+        owner: OwnerId::default(),
+        instance: InstanceId::default(),
+        request,
+        credit_bytes: 0,
+    };
+    checked.check().map_err(invalid)?;
+    let target = app.find(actor, text, tenant).await?;
+    let (id, node) = node_of(app, actor, target, text).await?;
+    app.streams
+        .open(&node, id, checked.request)
+        .await
+        .map_err(|end| failed(&end))
+}
+
+/// A stream's failure as a refusal.
+fn failed(end: &StreamEnd) -> Refused {
+    match end {
+        StreamEnd::Complete { .. } => super::internal(),
+        StreamEnd::Failed { kind, text } => {
+            let code = match kind {
+                StreamFailure::NotFound => ErrorCode::NotFound,
+                StreamFailure::Unreachable => ErrorCode::NodeUnreachable,
+                StreamFailure::Busy => ErrorCode::Busy,
+                StreamFailure::Unsupported => ErrorCode::InvalidRequest,
+                StreamFailure::Failed => ErrorCode::Conflict,
+            };
+            let refused = Refused::new(code, text.clone());
+            if code == ErrorCode::Busy {
+                refused.retry_after(1000)
+            } else {
+                refused
+            }
+        }
+    }
+}
+
+fn problem(end: &StreamEnd) -> Option<String> {
+    match end {
+        StreamEnd::Complete { .. } => None,
+        StreamEnd::Failed { text, .. } => Some(text.clone()),
+    }
+}
+
+/// The first thing on a stream: a failure then is still a status, not a broken body.
+async fn first(stream: &mut Stream) -> Result<Incoming, Refused> {
+    loop {
+        match stream.next().await {
+            Incoming::Credit(_) => {}
+            Incoming::End(end @ StreamEnd::Failed { .. }) => return Err(failed(&end)),
+            incoming => return Ok(incoming),
+        }
+    }
+}
+
+/// Runs a command inside a running instance.
+#[utoipa::path(post, path = "/v1/instances/{id}/exec", tag = "streams",
+    params(("id" = String, Path), OneQuery), request_body = ExecRequest,
+    responses((status = 200, body = ExecEnd, content_type = "application/vnd.pronto.frames"),
+    (status = "4XX", body = ErrorBody), (status = 502, body = ErrorBody)))]
+pub(crate) async fn exec(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<OneQuery>,
+    Json(request): Json<ExecRequest>,
+) -> Result<Response, Refused> {
+    let request = StreamRequest::Exec {
+        command: request.command,
+    };
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    stream.finish().map_err(|end| failed(&end))?;
+    let mut incoming = first(&mut stream).await?;
+    let (pipe, body) = pipe();
+    tokio::spawn(async move {
+        loop {
+            match incoming {
+                Incoming::Data(channel, bytes) => {
+                    let code = if channel == Channel::Stderr {
+                        CHANNEL_STDERR
+                    } else {
+                        CHANNEL_STDOUT
+                    };
+                    if pipe.frame(code, &bytes).await.is_err() {
+                        return;
+                    }
+                    stream.took(bytes.len());
+                }
+                Incoming::Credit(_) => {}
+                Incoming::End(end) => {
+                    let code = match end {
+                        StreamEnd::Complete { code, .. } => code,
+                        StreamEnd::Failed { .. } => None,
+                    };
+                    let document = ExecEnd {
+                        code,
+                        problem: problem(&end),
+                    };
+                    let _hung_up = pipe.end(&document).await;
+                    return;
+                }
+            }
+            incoming = tokio::select! {
+                incoming = stream.next() => incoming,
+                () = pipe.hung_up() => return,
+            };
+        }
+    });
+    Ok(streamed(FRAMES_CONTENT_TYPE, body))
+}
+
+/// Reads a file of the instance's directory.
+#[utoipa::path(get, path = "/v1/instances/{id}/files", tag = "streams",
+    params(("id" = String, Path), FileQuery),
+    responses((status = 200, body = FileEnd, content_type = "application/vnd.pronto.frames"),
+    (status = "4XX", body = ErrorBody), (status = 502, body = ErrorBody)))]
+pub(crate) async fn get_file(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<FileQuery>,
+) -> Result<Response, Refused> {
+    let request = StreamRequest::CopyOut { path: query.path };
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    let mut incoming = first(&mut stream).await?;
+    let (pipe, body) = pipe();
+    tokio::spawn(async move {
+        let mut total = 0;
+        loop {
+            match incoming {
+                Incoming::Data(_, bytes) => {
+                    total += bytes.len() as u64;
+                    if pipe.frame(CHANNEL_FILE, &bytes).await.is_err() {
+                        return;
+                    }
+                    stream.took(bytes.len());
+                }
+                Incoming::Credit(_) => {}
+                Incoming::End(end) => {
+                    let _hung_up = pipe.end(&file_end(total, &end)).await;
+                    return;
+                }
+            }
+            incoming = tokio::select! {
+                incoming = stream.next() => incoming,
+                () = pipe.hung_up() => return,
+            };
+        }
+    });
+    Ok(streamed(FRAMES_CONTENT_TYPE, body))
+}
+
+fn file_end(bytes: u64, end: &StreamEnd) -> FileEnd {
+    FileEnd {
+        bytes,
+        sha256: match end {
+            StreamEnd::Complete { sha256, .. } => hex(sha256),
+            StreamEnd::Failed { .. } => String::new(),
+        },
+        problem: problem(end),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Copies a request's body down a stream. The number of its bytes.
+async fn send_body(stream: &mut Stream, channel: Channel, mut body: Body) -> Result<u64, Refused> {
+    let mut total = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| invalid(format!("the body broke off: {error}")))?;
+        if let Ok(bytes) = frame.into_data() {
+            total += bytes.len() as u64;
+            stream
+                .write(channel, bytes)
+                .await
+                .map_err(|end| failed(&end))?;
+        }
+    }
+    Ok(total)
+}
+
+/// Writes a file into the instance's directory.
+#[utoipa::path(put, path = "/v1/instances/{id}/files", tag = "streams",
+    params(("id" = String, Path), PutFileQuery,
+    ("x-pronto-sha256" = Option<String>, Header, description = "Of the file, in hex")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = FileEnd), (status = "4XX", body = ErrorBody),
+    (status = 502, body = ErrorBody)))]
+pub(crate) async fn put_file(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<PutFileQuery>,
+    request: Request,
+) -> Result<Response, Refused> {
+    let (parts, body) = request.into_parts();
+    let header = |name: &str| {
+        let value = parts.headers.get(name)?.to_str().ok()?;
+        Some(value.to_ascii_lowercase())
+    };
+    let expected = header(SHA256_HEADER);
+    let bytes = header(CONTENT_LENGTH.as_str())
+        .and_then(|length| length.parse::<u64>().ok())
+        .ok_or_else(|| invalid("a Content-Length is needed"))?;
+    let copy = StreamRequest::CopyIn {
+        path: query.path,
+        mode: query.mode.unwrap_or(DEFAULT_MODE),
+        bytes,
+        input: query.input.unwrap_or(false),
+    };
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), copy).await?;
+    let sent = send_body(&mut stream, Channel::File, body).await?;
+    stream.finish().map_err(|end| failed(&end))?;
+    let end = stream.end().await;
+    if let StreamEnd::Failed { .. } = end {
+        return Err(failed(&end));
+    }
+    let written = file_end(sent, &end);
+    if let Some(expected) = expected
+        && !written.sha256.is_empty()
+        && expected != written.sha256
+    {
+        return Err(Refused::new(
+            ErrorCode::Conflict,
+            format!(
+                "the file was written with sha256 {}, not {expected}",
+                written.sha256
+            ),
+        )
+        .hint("send it again"));
+    }
+    Ok(ok(&written))
+}
+
+/// Sends standard input to an instance that was submitted with `stdin: true`.
+#[utoipa::path(post, path = "/v1/instances/{id}/stdin", tag = "streams",
+    params(("id" = String, Path), OneQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204), (status = "4XX", body = ErrorBody), (status = 502, body = ErrorBody)))]
+pub(crate) async fn stdin(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<OneQuery>,
+    request: Request,
+) -> Result<Response, Refused> {
+    let stdin = StreamRequest::Stdin;
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), stdin).await?;
+    send_body(&mut stream, Channel::Stdin, request.into_body()).await?;
+    stream.finish().map_err(|end| failed(&end))?;
+    match stream.end().await {
+        StreamEnd::Complete { .. } => Ok(nothing()),
+        end @ StreamEnd::Failed { .. } => Err(failed(&end)),
+    }
+}
+
+/// Lists files of the instance's directory.
+#[utoipa::path(get, path = "/v1/instances/{id}/listing", tag = "streams",
+    params(("id" = String, Path), ListingQuery),
+    responses((status = 200, body = FileListing), (status = "4XX", body = ErrorBody),
+    (status = 502, body = ErrorBody)))]
+pub(crate) async fn listing(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<ListingQuery>,
+) -> Result<Response, Refused> {
+    let request = StreamRequest::List {
+        pattern: query.pattern.unwrap_or_else(|| "*".to_owned()),
+    };
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    let mut listed = Vec::new();
+    loop {
+        match stream.next().await {
+            Incoming::Data(_, bytes) => {
+                if listed.len() + bytes.len() > MAX_LISTING_BYTES {
+                    return Err(Refused::new(
+                        ErrorCode::TooLarge,
+                        "more files match than one answer lists",
+                    )
+                    .hint("give a narrower pattern"));
+                }
+                listed.extend_from_slice(&bytes);
+                stream.took(bytes.len());
+            }
+            Incoming::Credit(_) => {}
+            Incoming::End(StreamEnd::Complete { .. }) => break,
+            Incoming::End(end) => return Err(failed(&end)),
+        }
+    }
+    let text = String::from_utf8_lossy(&listed);
+    Ok(ok(&FileListing {
+        paths: text.lines().map(str::to_owned).collect(),
+    }))
+}

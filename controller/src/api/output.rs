@@ -1,0 +1,257 @@
+//! The output of an instance, framed, from wherever it runs: while it waits, from its start to its
+//! end across attempts, and after it has ended.
+
+use super::body::{HungUp, Pipe, pipe};
+use super::instances::own;
+use super::reply::{Caller, Path, Query, streamed};
+use super::types::{
+    CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, FRAMES_CONTENT_TYPE, OutputEnd, OutputQuery,
+};
+use super::{App, Target};
+use crate::planner::views::{ended_view, timeline};
+use crate::planner::{Actor, Call, Change, Refused, Reply};
+use crate::streams::Incoming;
+use axum::extract::State;
+use axum::response::Response;
+use pronto_payloads::ids::InstanceId;
+use pronto_payloads::stream::{Channel, LogsRequest, StreamEnd, StreamFailure, StreamRequest};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Silence after which the client gets a sign of life.
+const ALIVE: Duration = Duration::from_secs(15);
+/// After a stream broke, before it is opened again: its node or the scheduler restarts.
+const AGAIN: Duration = Duration::from_millis(200);
+/// A stream that could not be opened, or broke, is tried so often before it is given up.
+const TRIES: u32 = 25;
+
+/// Streams the output of an instance; with `follow=true` until it has ended.
+#[utoipa::path(get, path = "/v1/instances/{id}/output", tag = "streams",
+    params(("id" = String, Path), OutputQuery),
+    responses((status = 200, body = OutputEnd, content_type = "application/vnd.pronto.frames",
+    description = "Framed stream: channel 1 standard output, 2 standard error, last frame on \
+    channel 0: `OutputEnd`"), (status = "4XX", body = ErrorBody)))]
+pub(crate) async fn output(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    Path(text): Path<String>,
+    Query(query): Query<OutputQuery>,
+) -> Result<Response, Refused> {
+    let target = app.find(&actor, &text, query.tenant.as_deref()).await?;
+    let (pipe, body) = pipe();
+    tokio::spawn(async move {
+        let id = target.id();
+        let changes = app.hub.follow(id);
+        let mut session = Output {
+            app: &app,
+            actor: &actor,
+            id,
+            query: &query,
+            pipe: &pipe,
+            changes,
+            problem: None,
+            tries: 0,
+        };
+        // Ends when the client hangs up.
+        let _hung_up = session.run(target).await;
+        drop(session);
+        app.hub.unfollow(id);
+    });
+    Ok(streamed(FRAMES_CONTENT_TYPE, body))
+}
+
+struct Output<'a> {
+    app: &'a App,
+    actor: &'a Actor,
+    id: InstanceId,
+    query: &'a OutputQuery,
+    pipe: &'a Pipe,
+    changes: watch::Receiver<Option<Change>>,
+    problem: Option<String>,
+    tries: u32,
+}
+
+/// What is to be done after one stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Then {
+    /// All of this attempt's output was sent.
+    AttemptDone(u32),
+    /// It broke; look again where the instance is.
+    Again,
+    GiveUp,
+}
+
+impl Output<'_> {
+    async fn run(&mut self, target: Target) -> Result<(), HungUp> {
+        if let Target::Ended(ended) = &target {
+            let node = ended.end.node.clone();
+            self.past(node).await?;
+            return self.finish().await;
+        }
+        let follow = self.query.follow.unwrap_or(false);
+        let mut done = 0;
+        loop {
+            self.changes.mark_unchanged();
+            let located = match self.app.ask(self.actor, Call::Locate(self.id)).await {
+                Ok(Reply::Located(located)) => located,
+                Ok(_) => {
+                    if done == 0 {
+                        self.past_of_store().await?;
+                    }
+                    return self.finish().await;
+                }
+                Err(refused) => {
+                    self.problem = Some(refused.body.message);
+                    return self.finish().await;
+                }
+            };
+            match located.node {
+                Some(node) if located.attempt > done => {
+                    match self.stream(&node, located.attempt, follow).await? {
+                        Then::AttemptDone(attempt) => {
+                            done = attempt;
+                            self.tries = 0;
+                        }
+                        Then::Again => self.pause().await?,
+                        Then::GiveUp => return self.finish().await,
+                    }
+                    if !follow {
+                        return self.finish().await;
+                    }
+                }
+                _ if !follow => return self.finish().await,
+                _ => self.wait().await?,
+            }
+        }
+    }
+
+    /// Waits for a change of the instance; says that it is alive meanwhile.
+    async fn wait(&mut self) -> Result<(), HungUp> {
+        tokio::select! {
+            changed = self.changes.changed() => changed.map_err(|_| HungUp),
+            () = self.pipe.hung_up() => Err(HungUp),
+            () = tokio::time::sleep(ALIVE) => self.pipe.frame(CHANNEL_STDOUT, &[]).await,
+        }
+    }
+
+    async fn pause(&mut self) -> Result<(), HungUp> {
+        tokio::select! {
+            _ = self.changes.changed() => Ok(()),
+            () = self.pipe.hung_up() => Err(HungUp),
+            () = tokio::time::sleep(AGAIN) => Ok(()),
+        }
+    }
+
+    async fn stream(&mut self, node: &str, attempt: u32, follow: bool) -> Result<Then, HungUp> {
+        let request = StreamRequest::Logs(LogsRequest {
+            follow,
+            stdout: self.query.stdout.unwrap_or(true),
+            stderr: self.query.stderr.unwrap_or(true),
+            since_ms: self.query.since_ms,
+            tail_bytes: self.query.tail_bytes,
+        });
+        let opened = self.app.streams.open(node, self.id, request).await;
+        let mut stream = match opened {
+            Ok(stream) => stream,
+            Err(end) => return Ok(self.judge(end, attempt, false)),
+        };
+        let mut sent = false;
+        loop {
+            let incoming = tokio::select! {
+                incoming = stream.next() => incoming,
+                () = self.pipe.hung_up() => return Err(HungUp),
+                () = tokio::time::sleep(ALIVE) => {
+                    self.pipe.frame(CHANNEL_STDOUT, &[]).await?;
+                    continue;
+                }
+            };
+            match incoming {
+                Incoming::Data(channel, bytes) => {
+                    let code = if channel == Channel::Stderr {
+                        CHANNEL_STDERR
+                    } else {
+                        CHANNEL_STDOUT
+                    };
+                    self.pipe.frame(code, &bytes).await?;
+                    stream.took(bytes.len());
+                    sent = true;
+                }
+                Incoming::Credit(_) => {}
+                Incoming::End(end) => return Ok(self.judge(end, attempt, sent)),
+            }
+        }
+    }
+
+    fn judge(&mut self, end: StreamEnd, attempt: u32, sent: bool) -> Then {
+        match end {
+            StreamEnd::Complete { .. } => Then::AttemptDone(attempt),
+            StreamEnd::Failed { kind, text } => {
+                self.tries += 1;
+                let passes = matches!(
+                    kind,
+                    StreamFailure::Unreachable | StreamFailure::NotFound | StreamFailure::Busy
+                );
+                // What was sent already would come a second time.
+                if passes && !sent && self.tries < TRIES {
+                    return Then::Again;
+                }
+                self.problem = Some(text);
+                if passes && !sent {
+                    Then::GiveUp
+                } else {
+                    Then::AttemptDone(attempt)
+                }
+            }
+        }
+    }
+
+    /// The kept output of an instance that has ended.
+    async fn past(&mut self, node: Option<Arc<str>>) -> Result<(), HungUp> {
+        let Some(node) = node else { return Ok(()) };
+        match self.stream(&node, u32::MAX, false).await? {
+            Then::AttemptDone(_) | Then::GiveUp => {}
+            Then::Again => {
+                // Its end has been committed: nothing will change by waiting long.
+                self.pause().await?;
+                self.tries = TRIES;
+                self.stream(&node, u32::MAX, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn past_of_store(&mut self) -> Result<(), HungUp> {
+        let id = self.id;
+        let found = self.app.read(move |reader| reader.ended_by_id(id)).await;
+        match found {
+            Ok(Some(ended)) if own(self.actor, &ended) => self.past(ended.end.node).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), HungUp> {
+        let id = self.id;
+        let living = self.app.ask(self.actor, Call::Show(id)).await;
+        let (instance, timeline) = match living {
+            Ok(Reply::Shown {
+                instance, timeline, ..
+            }) => (*instance, timeline),
+            _ => match self.app.read(move |reader| reader.ended_by_id(id)).await {
+                Ok(Some(ended)) if own(self.actor, &ended) => (
+                    ended_view(ended.id, &ended.submission, &ended.spec, &ended.end),
+                    timeline(&ended.end.times),
+                ),
+                // Deleted meanwhile: the body ends without its last frame.
+                _ => return Ok(()),
+            },
+        };
+        self.pipe
+            .end(&OutputEnd {
+                instance,
+                timeline,
+                problem: self.problem.take(),
+            })
+            .await
+    }
+}
