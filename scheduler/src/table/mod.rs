@@ -22,6 +22,7 @@ mod node;
 mod oracle;
 mod query;
 mod search;
+mod shapes;
 mod tree;
 
 pub use explain::Explained;
@@ -37,6 +38,7 @@ use pronto_payloads::place::GpuShare;
 use query::{fixed_features, runtime_bit};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use shapes::Shapes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tree::{Summary, Tree};
@@ -83,6 +85,15 @@ pub struct NodeIndex {
     generation: u32,
 }
 
+impl NodeIndex {
+    /// Where the node stands in the table's order: below the number of nodes that were ever
+    /// connected at once.
+    #[must_use]
+    pub fn position(self) -> usize {
+        self.slot as usize
+    }
+}
+
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct NodeTable {
@@ -95,6 +106,8 @@ pub struct NodeTable {
     by_name: FxHashMap<Arc<str>, u32>,
     labels: Labels,
     landmarks: Landmarks,
+    /// Kept for [`Fit::Few`] alone.
+    shapes: Shapes,
     /// Nodes that take work; its settled view is kept for [`Spread::Settle`] alone.
     open: Tree,
     /// What nodes could give if nothing ran, obstacles aside.
@@ -115,6 +128,7 @@ impl NodeTable {
             by_name: FxHashMap::default(),
             labels: Labels::default(),
             landmarks: Landmarks::default(),
+            shapes: Shapes::default(),
             open: Tree::new(config.spread == Spread::Settle),
             allocatable: Tree::new(false),
             last_used: None,

@@ -28,8 +28,12 @@ impl NodeTable {
         self.placement(slot?, query.demand.gpu_shape())
     }
 
-    /// Finds a fit, takes the demand off it and marks it as recently used.
+    /// Finds a fit, takes the demand off it and marks it as recently used. [`Fit::Few`] counts the
+    /// demand's shape, whether it fits or not.
     pub fn place(&mut self, query: &Query<'_>) -> Option<Placement> {
+        if self.config.fit != Fit::First {
+            self.shapes.note(query.demand);
+        }
         let placement = self.search(query)?;
         self.commit(&placement, query.demand);
         Some(placement)
@@ -97,9 +101,45 @@ impl NodeTable {
                     few.push(slot);
                     few.len() == limit
                 });
-                few.first().copied()
+                self.least_fragmenting(&few, query)
             }
         }
+    }
+
+    /// Of the candidates, the one to whose waste the placement adds least; the first of equals.
+    fn least_fragmenting(&self, few: &[u32], query: &Compiled<'_>) -> Option<u32> {
+        let [first, others @ ..] = few else {
+            return None;
+        };
+        let mut best = *first;
+        if others.is_empty() {
+            return Some(best);
+        }
+        let mut least = self.added_waste(best, query);
+        for &slot in others {
+            let added = self.added_waste(slot, query);
+            if added < least {
+                best = slot;
+                least = added;
+            }
+        }
+        Some(best)
+    }
+
+    fn added_waste(&self, slot: u32, query: &Compiled<'_>) -> f32 {
+        let slot = &self.slots[slot as usize];
+        let before = self.shapes.waste(&slot.free, &slot.devices);
+        let mut free = slot.free;
+        free.cpu_millis -= query.quantities.cpu_millis;
+        free.memory_mib -= query.quantities.memory_mib;
+        let gpus = gpu::choose(&slot.devices, query.gpu_shape).unwrap_or_default();
+        if gpus.is_empty() {
+            return self.shapes.waste(&free, &slot.devices) - before;
+        }
+        let mut devices = slot.devices.clone();
+        node::subtract_devices(&mut devices, &gpus);
+        free.gpu_rank = gpu::rank_of_free(&devices);
+        self.shapes.waste(&free, &devices) - before
     }
 
     /// Hands out the nodes that fit, in the order that the spread asks for, until enough are taken.
