@@ -50,6 +50,7 @@ const FIRST: u64 = 16;
 /// arguments behind `launcher-shim`. Returns the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
     sys::close_from(3);
+    sys::reset_signals();
     let mut arguments = arguments.into_iter();
     let first = arguments.next().unwrap_or_default();
     if first == "join" {

@@ -175,7 +175,6 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
         if libc::setsid() < 0 {
             return;
         }
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
@@ -313,6 +312,16 @@ pub(crate) fn reap() -> Option<Reaped> {
         written_bytes: scaled(usage.ru_oublock, 512),
         at: Moment::now(),
     })
+}
+
+/// Gives every signal its default action, so that no workload inherits what we, or whoever started
+/// us, ignore.
+pub(crate) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default action needs no handler; SIGKILL, SIGSTOP and libc's own two are
+        // refused, which changes nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// Blocks these signals and gives a descriptor that becomes readable when one is pending.

@@ -72,7 +72,22 @@ pub struct ExecRuntime {
     inner: Arc<Inner>,
     /// Taken by `adopt`.
     greeted: Mutex<Option<Greeted>>,
+    /// Reads what the shim says; ends with this runtime.
+    driver: Mutex<Option<tokio::task::AbortHandle>>,
     tokio: tokio::runtime::Handle,
+}
+
+impl Drop for ExecRuntime {
+    fn drop(&mut self) {
+        let driver = self
+            .driver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(driver) = driver {
+            driver.abort();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -147,6 +162,7 @@ impl ExecRuntime {
         Ok(Self {
             inner: Arc::new(inner),
             greeted: Mutex::new(Some(greeted)),
+            driver: Mutex::default(),
             tokio: tokio::runtime::Handle::current(),
         })
     }
@@ -598,7 +614,9 @@ impl Runtime for ExecRuntime {
                 grace_ms: 0,
             });
         }
-        self.tokio.spawn(self.inner.clone().drive(greeted));
+        let driver = self.tokio.spawn(self.inner.clone().drive(greeted));
+        let mut place = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = Some(driver.abort_handle());
     }
 
     fn usages(&self) -> BoxFuture<'_, Vec<InstanceUsage>> {

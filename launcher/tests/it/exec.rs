@@ -1,0 +1,499 @@
+//! The exec runtime with real processes.
+
+use crate::node::{Node, body, demand, exec, exited};
+use pronto_launcher::moment::Moment;
+use pronto_launcher::runtime::Runtime;
+use pronto_launcher::supervisor::{Event, Found, StopCause};
+use pronto_payloads::demand::Demand;
+use pronto_payloads::instance::EndCause;
+use pronto_payloads::start::{EnvVar, ExecTask, OnDisconnect, StartBody};
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Whether a process is there and is more than a zombie that its parent has not looked at yet.
+fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// The number that a workload wrote into a file of its directory.
+async fn number_in(path: &std::path::Path) -> i32 {
+    loop {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if let Some(number) = text.strip_suffix('\n').and_then(|text| text.parse().ok()) {
+            return number;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn exit_code_and_both_streams_arrive() {
+    let mut node = Node::new().await;
+    let (job, outcome) = node.sh("echo out; echo err >&2; exit 7").await;
+    assert!(outcome.started);
+    assert_eq!(outcome.end.cause, exited(7));
+    let log = node.log(&job.id);
+    assert_eq!((log.out(), log.stderr.as_slice()), ("out\n", &b"err\n"[..]));
+    let (_, outcome) = node.sh("kill -SEGV $$").await;
+    assert_eq!(outcome.end.cause, EndCause::Signaled { signal: 11 });
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn the_environment_is_clean_and_documented() {
+    let mut node = Node::new().await;
+    let mut body = body(ExecTask {
+        command: vec!["env".into()],
+        ..ExecTask::default()
+    });
+    let variable = |name: &str, value: &str| EnvVar {
+        name: name.into(),
+        value: value.into(),
+    };
+    body.env = vec![variable("MINE", "1 2"), variable("PRONTO_NODE", "forged")];
+    let (job, outcome) = node.run(body).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let log = node.log(&job.id);
+    let mut names: Vec<&str> = log
+        .out()
+        .lines()
+        .filter_map(|line| Some(line.split_once('=')?.0))
+        .collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "HOME",
+            "LANG",
+            "MINE",
+            "PATH",
+            "PRONTO_ATTEMPT",
+            "PRONTO_INSTANCE",
+            "PRONTO_NAME",
+            "PRONTO_NODE",
+            "PRONTO_NODE_ADDRESS",
+            "PRONTO_TENANT"
+        ]
+    );
+    assert!(log.out().contains("PRONTO_NODE=n1\n") && log.out().contains("MINE=1 2\n"));
+    assert!(
+        log.out()
+            .contains(&format!("PRONTO_INSTANCE={}\n", job.id.instance))
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_workload_begins_with_nothing_of_ours() {
+    let mut node = Node::new().await;
+    let script = "ls /proc/self/fd | wc -l; cat /proc/self/oom_score_adj; \
+                  grep -E 'SigBlk|SigIgn|NoNewPrivs' /proc/self/status; umask; pwd; cat";
+    let (job, outcome) = node.sh(script).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let log = node.log(&job.id);
+    let lines: Vec<&str> = log.out().lines().collect();
+    // 0, 1, 2 and the directory that ls itself has open.
+    assert_eq!(lines[..2], ["4", "0"]);
+    // Signals 32 and 33 are libc's own; nobody can reset them, nor send them by mistake.
+    let signals = |line: &str| u64::from_str_radix(line.split('\t').nth(1).unwrap(), 16).unwrap();
+    assert_eq!(
+        (signals(lines[2]), signals(lines[3]) & !0x1_8000_0000),
+        (0, 0),
+        "{lines:?}"
+    );
+    assert!(lines[4].ends_with('1') && lines[5] == "0022", "{lines:?}");
+    assert_eq!(
+        lines[6],
+        node.settings.data_dir.work(&job.id).to_str().unwrap()
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_executed_is_told_in_words() {
+    let mut node = Node::new().await;
+    let run = |command: &str| {
+        body(ExecTask {
+            command: vec![command.into()],
+            ..ExecTask::default()
+        })
+    };
+    let (_, outcome) = node.run(run("no-such-program")).await;
+    assert_eq!(outcome.end.cause, EndCause::CannotExecute { code: 127 });
+    assert_eq!(outcome.end.message, "no-such-program: command not found");
+    let (_, outcome) = node.run(run("/etc/passwd")).await;
+    assert_eq!(outcome.end.cause, EndCause::CannotExecute { code: 126 });
+    let nowhere = ExecTask {
+        workdir: Some("/no/such/place".into()),
+        ..exec("true")
+    };
+    let (_, outcome) = node.run(body(nowhere)).await;
+    assert!(
+        outcome.end.message.contains("can't work there"),
+        "{outcome:?}"
+    );
+    let stranger = ExecTask {
+        user: Some("no-such-user".into()),
+        ..exec("true")
+    };
+    let (_, outcome) = node.run(body(stranger)).await;
+    assert_eq!(
+        outcome.end.message,
+        "there is no user no-such-user on this node"
+    );
+    let root = ExecTask {
+        user: Some("root".into()),
+        ..exec("true")
+    };
+    let (_, outcome) = node.run(body(root)).await;
+    assert_eq!(outcome.end.message, "user root needs a privileged tenant");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_whole_process_group() {
+    let mut node = Node::new().await;
+    let job = node
+        .start(body(exec("sleep 1000 & echo $! > child; wait")), demand())
+        .await;
+    let child = number_in(&node.settings.data_dir.work(&job.id).join("child")).await;
+    assert!(is_alive(child));
+    node.runtime().stop(job.id, StopCause::Asked, 5000);
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::Stopped);
+    assert_eq!(outcome.end.message, "ended by signal 15 when told to stop");
+    assert!(!is_alive(child));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_ignores_sigterm_and_leaves_its_session_is_killed_all_the_same() {
+    let mut node = Node::new().await;
+    let script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$ > child; while :; do sleep 1; done' & \
+                  while :; do sleep 1; done";
+    let job = node.start(body(exec(script)), demand()).await;
+    let child = number_in(&node.settings.data_dir.work(&job.id).join("child")).await;
+    let before = Moment::now();
+    node.runtime().stop(job.id, StopCause::Asked, 300);
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.message, "ended by signal 9 when told to stop");
+    assert!(
+        Moment::now().since(before).as_millis() >= 300,
+        "it had its grace"
+    );
+    assert!(!is_alive(child));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn remains_are_killed_when_the_main_process_ends() {
+    let mut node = Node::new().await;
+    let (job, outcome) = node.sh("setsid sleep 1000 & echo $! > child; exit 0").await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let child = number_in(&node.settings.data_dir.work(&job.id).join("child")).await;
+    assert!(!is_alive(child), "Emptied means empty");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn without_control_groups_the_session_is_the_bound() {
+    let mut node = Node::without_groups().await;
+    let (job, outcome) = node.sh("sleep 1000 & echo $! > child; echo done").await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let child = number_in(&node.settings.data_dir.work(&job.id).join("child")).await;
+    assert!(!is_alive(child));
+    let hard = ExecTask {
+        require_hard_limits: true,
+        ..exec("true")
+    };
+    let (_, outcome) = node.run(body(hard)).await;
+    assert_eq!(outcome.end.cause, EndCause::Rejected);
+    assert_eq!(
+        outcome.end.message,
+        "this node has no control groups to enforce limits with"
+    );
+    // 64 MiB of data at most: the shell's own allocation fails, the node does not.
+    let (_, outcome) = node
+        .sh("x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}")
+        .await;
+    assert_ne!(outcome.end.cause, exited(0));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn the_memory_limit_ends_it_in_words() {
+    let mut node = Node::new().await;
+    let script = "head -c 200000000 /dev/zero | tail";
+    let (_, outcome) = node.sh(&format!("exec {script}")).await;
+    // A pipeline's killed part is the shell's business; what it exits with tells it failed.
+    let EndCause::OutOfMemory {
+        limit_mib,
+        peak_mib,
+    } = outcome.end.cause
+    else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!((limit_mib, peak_mib), (64, 64));
+    assert_eq!(
+        outcome.end.message,
+        "out of memory: limit 64 MiB, peak 64 MiB"
+    );
+    // The next workload in the same control group has a clean count.
+    let (_, outcome) = node.sh("exit 9").await;
+    assert_eq!(outcome.end.cause, exited(9));
+    assert!(outcome.usage.memory_peak_mib < 64, "{outcome:?}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_fork_bomb_stays_in_its_bounds() {
+    let mut node = Node::new().await;
+    let bomb = ExecTask {
+        pids_limit: Some(50),
+        ..exec("f() { f | f & }; f; sleep 1000")
+    };
+    let job = node.start(body(bomb), demand()).await;
+    node.runtime().stop(job.id, StopCause::Asked, 200);
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::Stopped);
+    let (_, outcome) = node.sh("exit 3").await;
+    assert_eq!(outcome.end.cause, exited(3), "the node goes on");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_timeout_ends_it() {
+    let mut node = Node::new().await;
+    let job = node.launch(
+        StartBody {
+            timeout_ms: Some(200),
+            ..body(exec("sleep 1000"))
+        },
+        demand(),
+    );
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::TimedOut);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_expired_lease_ends_stop_after_work() {
+    let mut node = Node::new().await;
+    let fenced = StartBody {
+        on_disconnect: OnDisconnect::StopAfter { ms: 100 },
+        ..body(exec("sleep 1000"))
+    };
+    let job = node.start(fenced, demand()).await;
+    node.runtime()
+        .fence(job.id.owner, Moment::now().after_ms(200));
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::LeaseExpired);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_flood_is_slowed_capped_and_marked() {
+    let mut node = Node::new().await;
+    let script = "head -c 30000000 /dev/zero | tr '\\0' x; echo; echo last";
+    let (job, outcome) = node.sh(script).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let log = node.log(&job.id);
+    assert!(log.out().ends_with("x\nlast\n"));
+    assert!(log.stdout.len() <= 1 << 20, "{}", log.stdout.len());
+    assert_eq!(log.dropped_bytes + log.stdout.len() as u64, 30_000_006);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_restarted_launcher_adopts_with_exit_codes_and_logs_whole() {
+    let mut node = Node::new().await;
+    let mut jobs = Vec::new();
+    // One runs on, one ends while no launcher is there, one had ended before unheard.
+    for script in [
+        "while [ ! -e go ]; do sleep 0.02; done; echo late; exit 5",
+        "echo early; exit 6",
+    ] {
+        jobs.push(node.start(body(exec(script)), demand()).await);
+    }
+    jobs.push(node.job(body(exec("exit 1")), demand()));
+    node.outcome(jobs[1].id).await;
+    node.restart().await;
+    let found = node.adopt(&jobs).await;
+    assert!(matches!(found[0], Found::Running { .. }), "{found:?}");
+    let Found::Ended {
+        end,
+        started_at: Some(_),
+        ..
+    } = &found[1]
+    else {
+        panic!("{found:?}")
+    };
+    assert_eq!(end.cause, exited(6));
+    assert_eq!(found[2], Found::NeverStarted);
+    std::fs::write(node.settings.data_dir.work(&jobs[0].id).join("go"), "").unwrap();
+    let outcome = node.outcome(jobs[0].id).await;
+    assert_eq!(outcome.end.cause, exited(5));
+    assert_eq!(node.log(&jobs[0].id).out(), "late\n");
+    assert_eq!(node.log(&jobs[1].id).out(), "early\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_vanished_shim_ends_its_work_as_the_nodes_failure() {
+    let mut node = Node::new().await;
+    let job = node
+        .start(
+            body(exec("setsid sleep 1000 & echo $! > child; wait")),
+            demand(),
+        )
+        .await;
+    let child = number_in(&node.settings.data_dir.work(&job.id).join("child")).await;
+    let shim = number_in(&node.directory.path().join("shim.pid")).await;
+    rustix::process::kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::NodeFailed);
+    assert!(!is_alive(child), "the next shim clears what was left");
+    let (_, outcome) = node.sh("exit 4").await;
+    assert_eq!(outcome.end.cause, exited(4));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_stopped_before_it_starts_never_runs() {
+    let mut node = Node::new().await;
+    let job = node.job(body(exec("touch ran")), demand());
+    std::fs::create_dir(node.settings.data_dir.attempt(&job.id)).unwrap();
+    node.runtime().prepare(&job);
+    node.runtime().stop(job.id, StopCause::Asked, 0);
+    let outcome = node.outcome(job.id).await;
+    assert!(!outcome.started);
+    assert_eq!(outcome.end.cause, EndCause::Stopped);
+    node.runtime().start(&job, None);
+    let (_, other) = node.sh("true").await;
+    assert_eq!(other.end.cause, exited(0));
+    assert!(!node.settings.data_dir.work(&job.id).join("ran").exists());
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_joins_a_running_instance() {
+    let mut node = Node::new().await;
+    let job = node.start(body(exec("sleep 1000")), demand()).await;
+    let script = "cat; pwd; echo $PRONTO_NODE; grep -c pronto-test /proc/self/cgroup >&2; exit 3";
+    let command = vec!["sh".into(), "-c".into(), script.into()];
+    let mut session = node.runtime().exec(job.id, command).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").await.unwrap();
+    drop(stdin);
+    let (mut out, mut err) = (String::new(), String::new());
+    session.stdout.read_to_string(&mut out).await.unwrap();
+    session.stderr.read_to_string(&mut err).await.unwrap();
+    assert_eq!(session.exit.await, Ok(3));
+    let work = node.settings.data_dir.work(&job.id);
+    assert_eq!(out, format!("hello\n{}\nn1\n", work.display()));
+    assert!(
+        err.trim().parse::<u32>().unwrap() >= 1,
+        "it is in the instance's control groups"
+    );
+    let stranger = node.job(body(exec("")), demand()).id;
+    let refused = node.runtime().exec(stranger, vec!["sh".into()]).await;
+    assert_eq!(refused.unwrap_err().text, "the instance does not run");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn standard_input_is_fed_and_closed() {
+    let mut node = Node::new().await;
+    let job = node
+        .start(
+            StartBody {
+                stdin: true,
+                ..body(exec("cat; echo end"))
+            },
+            demand(),
+        )
+        .await;
+    let mut stdin = node.runtime().stdin(job.id).await.unwrap();
+    stdin.write_all(b"one\ntwo\n").await.unwrap();
+    drop(stdin);
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    assert_eq!(node.log(&job.id).out(), "one\ntwo\nend\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn usage_is_measured_while_it_runs() {
+    let mut node = Node::new().await;
+    let script = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); touch ready; while :; do :; done";
+    let job = node.start(body(exec(script)), demand()).await;
+    let usage = loop {
+        let usages = node.runtime().usages().await;
+        match usages
+            .iter()
+            .find(|usage| usage.id == job.id)
+            .map(|usage| usage.usage)
+        {
+            Some(usage) if usage.cpu_ms > 100 && usage.memory_mib >= 10 => break usage,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    assert!(
+        usage.pids >= 1 && usage.memory_peak_mib >= usage.memory_mib,
+        "{usage:?}"
+    );
+    node.runtime().stop(job.id, StopCause::Asked, 0);
+    let outcome = node.outcome(job.id).await;
+    assert!(outcome.usage.cpu_ms >= usage.cpu_ms, "{outcome:?}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_private_tmp_is_its_own() {
+    let mut node = Node::new().await;
+    let name = format!("pronto-{}", uuid::Uuid::new_v4().simple());
+    let task = ExecTask {
+        private_tmp: true,
+        ..exec(&format!("echo x > /tmp/{name}; ls /tmp"))
+    };
+    let (job, outcome) = node.run(body(task)).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    assert_eq!(node.log(&job.id).out(), format!("{name}\n"));
+    assert!(!std::env::temp_dir().join(name).exists());
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn hundreds_of_short_tasks_end_once_each() {
+    let mut node = Node::new().await;
+    let mut jobs = Vec::new();
+    for _ in 0..200 {
+        let task = ExecTask {
+            command: vec!["/bin/true".into()],
+            ..ExecTask::default()
+        };
+        jobs.push(node.launch(
+            body(task),
+            Demand {
+                memory_mib: 16,
+                ..demand()
+            },
+        ));
+    }
+    for job in &jobs {
+        let outcome = node.outcome(job.id).await;
+        assert_eq!(outcome.end.cause, exited(0));
+    }
+    // Anything told twice would still be waiting to be seen.
+    let (_, outcome) = node.sh("exit 1").await;
+    assert_eq!(outcome.end.cause, exited(1));
+    let last = node.wait(|event| !matches!(event, Event::Started { .. }));
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_millis(50), last)
+            .await
+            .is_err()
+    );
+    node.finish().await;
+}

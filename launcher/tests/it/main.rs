@@ -1,0 +1,4 @@
+//! Tests of the launcher against the real thing: real processes, a real shim, real control groups.
+
+mod exec;
+mod node;
