@@ -17,7 +17,8 @@ use pronto_payloads::ids::SessionEpoch;
 use pronto_protocol::transport::{Credentials, DetachedWire, Wire, WireError, wall_clock};
 use pronto_protocol::{Frame, Hello, Operand, Refusal, RefusalCode};
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::LocalSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -40,6 +41,14 @@ const LONG_PAUSE: Duration = Duration::from_secs(1);
 const READS_PER_POLL: usize = 4;
 /// How long sessions may take to hear that the daemon ends.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+/// STARTs in one turn that make it a burst ...
+const BURST_STARTS: u64 = 16;
+/// ... and bursts that follow each other within this are a stream. A batch that comes once, or one
+/// START at a time, is passed on in the turn that it came in.
+const STREAM_GAP: Duration = Duration::from_micros(250);
+/// How long launchers may wait for their STARTs in a stream: it bounds what batching adds to the
+/// latency, and is far below what a launcher needs to start anything.
+const STREAM_DELAY: Duration = Duration::from_millis(1);
 /// Certificates verified anew in one tick after a reload: 0.2 ms each.
 const VERIFIED_PER_TICK: usize = 16;
 
@@ -69,7 +78,20 @@ struct Hub {
     turn_wanted: Cell<bool>,
     turn_task: RefCell<Option<Waker>>,
     tasks: TaskTracker,
+    /// A panic has gone through the core: nothing that it knows can be relied on.
+    broken: CancellationToken,
     shared: Shared,
+}
+
+/// Cancels if it is dropped by a panic, which tokio would otherwise keep to the task that it hit.
+struct Fuse<'a>(&'a CancellationToken);
+
+impl Drop for Fuse<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cancel();
+        }
+    }
 }
 
 struct Inner {
@@ -78,9 +100,46 @@ struct Inner {
     began: Instant,
     ticked_at: Instant,
     ticks: u64,
+    pace: Pace,
     /// Sessions whose certificates are yet to be verified anew.
     to_verify: Vec<SessionId>,
     verified_version: u64,
+}
+
+/// Whether STARTs come in a stream, and how long launchers have waited because of it.
+struct Pace {
+    starts: u64,
+    last_burst: Instant,
+    is_stream: bool,
+    waiting_since: Option<Instant>,
+}
+
+impl Pace {
+    const fn new(now: Instant) -> Self {
+        Self {
+            starts: 0,
+            last_burst: now,
+            is_stream: false,
+            waiting_since: None,
+        }
+    }
+
+    /// At a turn's end: whether launchers that have something to be told wait a little longer.
+    fn holds_back(&mut self, now: Instant, starts: u64) -> bool {
+        let gap = now.saturating_duration_since(self.last_burst);
+        if starts - std::mem::replace(&mut self.starts, starts) >= BURST_STARTS {
+            self.is_stream = gap < STREAM_GAP;
+            self.last_burst = now;
+        } else if gap >= STREAM_GAP {
+            self.is_stream = false;
+        }
+        let since = *self.waiting_since.get_or_insert(now);
+        let holds = self.is_stream && now.saturating_duration_since(since) < STREAM_DELAY;
+        if !holds {
+            self.waiting_since = None;
+        }
+        holds
+    }
 }
 
 /// Why a session's task ends.
@@ -109,6 +168,7 @@ pub(crate) fn run(
             began,
             ticked_at: began,
             ticks: 0,
+            pace: Pace::new(began),
             to_verify: Vec::new(),
             verified_version: 0,
         }),
@@ -116,10 +176,10 @@ pub(crate) fn run(
         turn_wanted: Cell::new(false),
         turn_task: RefCell::default(),
         tasks: TaskTracker::new(),
+        broken: CancellationToken::new(),
         shared,
     });
-    LocalSet::new().block_on(&runtime, hub.serve(incoming, shutdown));
-    Ok(())
+    LocalSet::new().block_on(&runtime, hub.serve(incoming, shutdown))
 }
 
 impl Hub {
@@ -127,14 +187,18 @@ impl Hub {
         self: Rc<Self>,
         mut incoming: mpsc::Receiver<Greeted>,
         shutdown: CancellationToken,
-    ) {
+    ) -> std::io::Result<()> {
         let turns = Rc::clone(&self);
-        tokio::task::spawn_local(poll_fn(move |cx| turns.poll_turns(cx)));
+        let mut delay = Box::pin(tokio::time::sleep(Duration::ZERO));
+        tokio::task::spawn_local(poll_fn(move |cx| turns.poll_turns(cx, delay.as_mut())));
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                () = self.broken.cancelled() => {
+                    return Err(std::io::Error::other("an invariant of the core was broken"));
+                }
                 greeted = incoming.recv() => match greeted {
                     Some(greeted) => self.take_in(greeted),
                     None => break,
@@ -143,6 +207,7 @@ impl Hub {
             }
         }
         self.shut_down().await;
+        Ok(())
     }
 
     /// Begins to serve a connection.
@@ -209,6 +274,7 @@ impl Hub {
         session: SessionId,
         wire: &RefCell<Wire>,
     ) -> Poll<End> {
+        let _fuse = Fuse(&self.broken);
         for _ in 0..READS_PER_POLL {
             if self
                 .inner
@@ -245,6 +311,7 @@ impl Hub {
     }
 
     fn step(&self, event: Event) {
+        let _fuse = Fuse(&self.broken);
         let inner = &mut *self.inner.borrow_mut();
         let now = inner.sessions.now();
         inner.broker.step(now, event, &mut inner.sessions);
@@ -260,8 +327,9 @@ impl Hub {
         }
     }
 
-    /// The task that ends turns.
-    fn poll_turns(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// The task that ends turns. `delay` is for launchers that are held back when nothing else
+    /// happens any more.
+    fn poll_turns(&self, cx: &mut Context<'_>, mut delay: Pin<&mut Sleep>) -> Poll<()> {
         let mut task = self.turn_task.borrow_mut();
         if !task
             .as_ref()
@@ -270,22 +338,45 @@ impl Hub {
             *task = Some(cx.waker().clone());
         }
         drop(task);
-        if self.turn_wanted.replace(false) && self.end_turn() {
-            self.want_turn();
+        let waited = self.inner.borrow().pace.waiting_since.is_some();
+        let is_over = waited && delay.as_mut().poll(cx).is_ready();
+        if self.turn_wanted.replace(false) || is_over {
+            if self.end_turn() {
+                self.want_turn();
+            }
+            let waits = self.inner.borrow().pace.waiting_since.is_some();
+            if waits && (!waited || is_over) {
+                delay
+                    .as_mut()
+                    .reset(tokio::time::Instant::now() + STREAM_DELAY);
+                if delay.as_mut().poll(cx).is_ready() {
+                    self.want_turn();
+                }
+            }
         }
         Poll::Pending
     }
 
     /// Ends a turn; says whether the next one has work already.
     fn end_turn(&self) -> bool {
+        let _fuse = Fuse(&self.broken);
         let inner = &mut *self.inner.borrow_mut();
         let Inner {
-            broker, sessions, ..
+            broker,
+            sessions,
+            pace,
+            ..
         } = inner;
         let now = sessions.now();
         broker.step(now, Event::TurnEnded, sessions);
         let mut drained = Vec::new();
-        sessions.flush(&mut drained);
+        // Controllers first: they work on their answers while launchers are written to.
+        sessions.flush_others(&mut drained);
+        if sessions.has_dirty_launchers()
+            && !pace.holds_back(Instant::now(), broker.counters().starts)
+        {
+            sessions.flush_launchers(&mut drained);
+        }
         for session in drained {
             broker.step(now, Event::Drained { session }, sessions);
         }
@@ -293,7 +384,11 @@ impl Hub {
             broker.step(now, Event::Closed { session, reason }, sessions);
             sessions.close(session);
         }
-        broker.wants_turn() || sessions.is_dirty()
+        let is_held_back = pace.waiting_since.is_some();
+        broker.wants_turn()
+            || sessions.has_failed()
+            || sessions.has_dirty_others()
+            || sessions.has_dirty_launchers() && !is_held_back
     }
 
     fn tick(&self) {

@@ -21,8 +21,10 @@ struct Conn {
     generation: u32,
     mark_bytes: usize,
     limit_bytes: usize,
-    /// Has something to flush, and stands in the list of those.
+    /// Has something to flush, and stands in one of the lists of those.
     dirty: bool,
+    /// A launcher's control session, which may be flushed a little later than others.
+    is_launcher: bool,
     /// The core was told that it does not keep up.
     brimming: bool,
     /// The core has refused it: its task is to finish it.
@@ -37,7 +39,9 @@ pub(crate) struct Sessions {
     slots: Vec<Option<Conn>>,
     vacant: Vec<u32>,
     next_generation: u32,
-    dirty: Vec<SessionId>,
+    /// Launchers with something to flush, and everybody else.
+    dirty_launchers: Vec<SessionId>,
+    dirty_others: Vec<SessionId>,
     /// Sessions whose write failed: their end is to be reported.
     failed: Vec<(SessionId, String)>,
     queues: QueuesConfig,
@@ -68,7 +72,8 @@ impl Sessions {
             slots: Vec::new(),
             vacant: Vec::new(),
             next_generation: 1,
-            dirty: Vec::new(),
+            dirty_launchers: Vec::new(),
+            dirty_others: Vec::new(),
             failed: Vec::new(),
             queues,
             began,
@@ -98,6 +103,7 @@ impl Sessions {
             mark_bytes,
             limit_bytes,
             dirty: false,
+            is_launcher: (role, purpose) == (Role::Launcher, Purpose::Control),
             brimming: false,
             closing: false,
             waker: None,
@@ -153,14 +159,36 @@ impl Sessions {
         drained
     }
 
-    /// Whether anything waits to be flushed.
-    pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty() || !self.failed.is_empty()
+    /// Whether a socket has failed, and its session's end is to be reported.
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
     }
 
-    /// Flushes every session that has something to say; returns those that have drained by it.
-    pub(crate) fn flush(&mut self, drained: &mut Vec<SessionId>) {
-        let mut dirty = std::mem::take(&mut self.dirty);
+    /// Whether anybody but launchers has something to flush.
+    pub(crate) fn has_dirty_others(&self) -> bool {
+        !self.dirty_others.is_empty()
+    }
+
+    /// Whether launchers have something to flush.
+    pub(crate) fn has_dirty_launchers(&self) -> bool {
+        !self.dirty_launchers.is_empty()
+    }
+
+    /// Flushes every launcher that has something to be told; adds those that have drained by it.
+    pub(crate) fn flush_launchers(&mut self, drained: &mut Vec<SessionId>) {
+        let mut dirty = std::mem::take(&mut self.dirty_launchers);
+        self.flush(&mut dirty, drained);
+        self.dirty_launchers = dirty;
+    }
+
+    /// Flushes everybody else.
+    pub(crate) fn flush_others(&mut self, drained: &mut Vec<SessionId>) {
+        let mut dirty = std::mem::take(&mut self.dirty_others);
+        self.flush(&mut dirty, drained);
+        self.dirty_others = dirty;
+    }
+
+    fn flush(&mut self, dirty: &mut Vec<SessionId>, drained: &mut Vec<SessionId>) {
         for session in dirty.drain(..) {
             let Some(conn) = self.conn(session) else {
                 continue;
@@ -173,7 +201,6 @@ impl Sessions {
                 drained.push(session);
             }
         }
-        self.dirty = dirty;
     }
 
     /// Sessions whose socket has failed while it was written to.
@@ -253,7 +280,11 @@ impl Outlet for Sessions {
         }
         if !conn.dirty {
             conn.dirty = true;
-            self.dirty.push(session);
+            if conn.is_launcher {
+                self.dirty_launchers.push(session);
+            } else {
+                self.dirty_others.push(session);
+            }
         }
         if queued_bytes > conn.mark_bytes {
             match wire.try_flush() {
@@ -280,7 +311,7 @@ impl Outlet for Sessions {
             tracing::debug!(%error, "session ended before its WELCOME");
         } else if !conn.dirty {
             conn.dirty = true;
-            self.dirty.push(session);
+            self.dirty_others.push(session);
         }
     }
 
