@@ -25,6 +25,7 @@
 //!   unanswered one only when every known node has been asked since, or is fenced.
 //! - No map whose order is random is ever iterated.
 
+mod check;
 mod dispatch;
 pub mod event;
 pub mod instance;

@@ -90,6 +90,8 @@ pub(crate) struct More {
     pub(crate) ended_ns: Option<i64>,
     pub(crate) reported_ns: Option<i64>,
     pub(crate) stop: Option<StopIntent>,
+    /// The wish is on disk: it may be carried out.
+    pub(crate) stop_durable: bool,
     /// For [`Phase::Ending`].
     pub(crate) ending: Option<InstanceState>,
     /// When STOP was sent last.

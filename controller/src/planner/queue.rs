@@ -465,6 +465,34 @@ impl Queue {
         }
     }
 
+    /// Panics if the queue's books do not agree with each other.
+    pub(crate) fn check(&self) {
+        let mut waiting = 0;
+        for (priority, level) in &self.levels {
+            for (tenant, lines) in &level.tenants {
+                assert_eq!(
+                    lines.in_rotation,
+                    level.rotation.contains(tenant),
+                    "tenants in rotation"
+                );
+                assert!(
+                    lines.ready.is_empty() || lines.in_rotation,
+                    "ready ones have turns"
+                );
+                for (class, line) in &lines.lines {
+                    waiting += line.entries.len();
+                    let entry = self.class_ref(*class);
+                    assert!(entry.homes.contains(&(*priority, *tenant)), "homes");
+                    let ready = lines.ready.iter().any(|(_, ready)| ready == class);
+                    assert_eq!(ready, entry.ready(), "a line is ready with its class");
+                }
+            }
+        }
+        assert_eq!(waiting, self.waiting, "entries");
+        let probing = self.classes.iter().flatten().filter(|c| c.probing).count();
+        assert_eq!(probing, self.probing as usize, "probes");
+    }
+
     /// The oldest entry of a blocked class that waits for room, by priority and age: what a
     /// barrier may be raised for.
     pub(crate) fn oldest_blocked(&self) -> Option<(i16, u64, u32)> {

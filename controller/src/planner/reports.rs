@@ -524,12 +524,22 @@ impl State {
     /// A stop that was promised is durable: carry it out.
     pub(crate) fn on_stop_durable(&mut self, seq: u64) {
         let Some(slot) = self.slot(seq) else { return };
+        if self.instance(slot).stop().is_none() {
+            return;
+        }
+        self.instance_mut(slot).more().stop_durable = true;
         match self.instance(slot).phase {
             Phase::Starting | Phase::Running => self.send_stop(slot),
             Phase::Uncertain => self.send_stop_everywhere(slot),
             Phase::Placing | Phase::Ending => {}
             Phase::Committing | Phase::Queued | Phase::Waiting => self.finish_stopped(slot),
         }
+    }
+
+    /// A crash must not turn a move into an end: no STOP before what follows it is written down.
+    fn stop_is_durable(&self, slot: u32) -> bool {
+        let more = self.instance(slot).more.as_ref();
+        more.is_some_and(|more| more.stop.is_some() && more.stop_durable)
     }
 
     fn stop_of(&self, slot: u32) -> Stop {
@@ -542,6 +552,9 @@ impl State {
     }
 
     pub(crate) fn send_stop(&mut self, slot: u32) {
+        if !self.stop_is_durable(slot) {
+            return;
+        }
         let node = self.instance(slot).node;
         let now_ns = self.now.mono_ns;
         self.instance_mut(slot).more().stop_sent_ns = Some(now_ns);
@@ -570,6 +583,9 @@ impl State {
 
     /// An unanswered attempt may be anywhere: every connected node is told.
     pub(crate) fn send_stop_everywhere(&mut self, slot: u32) {
+        if !self.stop_is_durable(slot) {
+            return;
+        }
         let now_ns = self.now.mono_ns;
         self.instance_mut(slot).more().stop_sent_ns = Some(now_ns);
         if !self.link.up {

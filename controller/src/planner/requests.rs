@@ -368,6 +368,7 @@ impl State {
             then,
         });
         more.stop_sent_ns = None;
+        more.stop_durable = false;
         self.stopping.insert(seq);
         let row = self.amend_row(slot);
         self.journal.write(Write::Amend(row));

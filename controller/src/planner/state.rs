@@ -315,6 +315,7 @@ impl State {
         more.uncertain_since_ns = now_ns;
         if let Some(amend) = amend {
             more.stop = amend.stop;
+            more.stop_durable = true;
             instance.attempt = amend.attempt;
             instance.restarts = amend.restarts;
             instance.reschedules = amend.reschedules;
