@@ -156,20 +156,36 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pronto: {}", self.what)?;
-        // Libraries repeat their source's text in their own; a cause already said is not news.
-        let mut said = self.what.to_string();
-        for cause in self.what.chain().skip(1) {
-            let text = cause.to_string();
-            if !said.contains(&text) {
-                write!(f, "\n  because: {text}")?;
-                said.push_str(&text);
-            }
+        for cause in causes(&self.what) {
+            write!(f, "\n  because: {cause}")?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\nhint: {hint}")?;
         }
         Ok(())
     }
+}
+
+/// The causes of an error that its text has not said already: libraries repeat their source's text
+/// in their own.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said = error.to_string();
+    let mut news = Vec::new();
+    for cause in error.chain().skip(1) {
+        let text = cause.to_string().trim_end().to_owned();
+        if !said.contains(&text) {
+            said.push_str(&text);
+            news.push(text);
+        }
+    }
+    news
+}
+
+/// An error and its causes in one line.
+pub(crate) fn told_once(error: &anyhow::Error) -> String {
+    let mut words = vec![error.to_string()];
+    words.extend(causes(error));
+    words.join(": ")
 }
 
 impl fmt::Debug for Failure {

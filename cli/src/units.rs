@@ -164,6 +164,7 @@ pub(crate) fn show_duration(duration: Duration) -> String {
         }
     };
     match seconds {
+        0 if nanos == 0 => "0s".to_owned(),
         0 if nanos < 1_000 => format!("{nanos}ns"),
         0 if nanos < 1_000_000 => format!("{}µs", nanos / 1_000),
         0 if nanos < 10_000_000 => {

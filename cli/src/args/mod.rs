@@ -9,7 +9,8 @@ pub(crate) mod spec;
 
 use crate::bench::BenchCommand;
 use crate::cert::command::CertCommand;
-use crate::daemon::SchedulerArgs;
+use crate::commands::simulate::SimulateArgs;
+use crate::daemon::{ControllerArgs, LauncherArgs, SchedulerArgs};
 use crate::dev::DevArgs;
 use crate::output::OutputArgs;
 use crate::settings::ConnectionArgs;
@@ -133,6 +134,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Replay a cluster trace through the placement code, without processes
+    Simulate(Box<SimulateArgs>),
     /// Print a shell's completion script
     Completion { shell: clap_complete::Shell },
     /// Print the manual page, or write one for each command to a directory
@@ -149,6 +152,12 @@ pub(crate) enum Command {
     /// The scheduler daemon
     #[command(hide = true)]
     Scheduler(SchedulerArgs),
+    /// The controller daemon
+    #[command(hide = true)]
+    Controller(ControllerArgs),
+    /// The launcher daemon
+    #[command(hide = true)]
+    Launcher(LauncherArgs),
 }
 
 /// `pronto logs`.

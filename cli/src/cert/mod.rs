@@ -192,16 +192,12 @@ impl Authority {
     }
 }
 
-/// The file names of an identity: `launcher-node-1.crt`, `user-physics-ada.key`.
+/// The file names of an identity: its name, which is unique among those of a role.
 pub(crate) fn pair_of(identity: &Identity, directory: &Path) -> Pair {
-    let tenant = identity
-        .tenant()
-        .map(|tenant| format!("{tenant}-"))
-        .unwrap_or_default();
-    let stem = format!("{}-{tenant}{}", identity.role(), identity.name());
+    let name = identity.name();
     Pair {
-        cert: directory.join(format!("{stem}.crt")),
-        key: directory.join(format!("{stem}.key")),
+        cert: directory.join(format!("{name}.crt")),
+        key: directory.join(format!("{name}.key")),
     }
 }
 
@@ -324,7 +320,9 @@ mod tests {
             (Role::Admin, None),
             (Role::User, Some("physics")),
         ] {
-            let identity = authority.identity(role, tenant, "ada").unwrap();
+            let identity = authority
+                .identity(role, tenant, &format!("a-{role}"))
+                .unwrap();
             let pair = authority
                 .issue(&identity, &directory, &terms(DAYS))
                 .unwrap();
@@ -357,7 +355,7 @@ mod tests {
             .issue(&identity, &scratch.0, &terms(1))
             .unwrap_err();
         assert_eq!(again.exit, Exit::Conflict);
-        assert!(again.to_string().contains("admin-a"), "{again}");
+        assert!(again.to_string().contains("a.crt"), "{again}");
     }
 
     #[test]

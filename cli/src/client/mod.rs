@@ -10,7 +10,7 @@
 pub(crate) mod frames;
 pub(crate) mod sse;
 
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, told_once};
 use crate::output::terminal;
 use crate::settings::Settings;
 use anyhow::Context;
@@ -391,7 +391,7 @@ impl Client {
         for controller in &self.settings.controllers {
             match timeout(CONNECT_LIMIT, self.connect(controller)).await {
                 Ok(Ok(sender)) => return Ok((sender, controller.clone())),
-                Ok(Err(error)) => reasons.push(format!("{controller}: {error:#}")),
+                Ok(Err(error)) => reasons.push(format!("{controller}: {}", told_once(&error))),
                 Err(_) => reasons.push(format!("{controller}: no answer within {CONNECT_LIMIT:?}")),
             }
         }

@@ -88,10 +88,13 @@ fn dispatch(command: Command) -> Outcome {
         Command::Cert { command, output } => cert::command::run(&command, output.format),
         Command::Dev(args) => dev::run(&args),
         Command::Bench { command, output } => bench::run(&command, output.format),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Completion { shell } => local::completion(shell),
         Command::Man { dir } => local::man(dir.as_deref()),
         Command::Help { topic } => local::help(&topic),
         Command::Scheduler(args) => daemon::scheduler(&args),
+        Command::Controller(args) => daemon::controller(&args),
+        Command::Launcher(args) => daemon::launcher(&args),
     }
 }
 

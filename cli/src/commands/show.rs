@@ -34,13 +34,13 @@ pub(crate) async fn run(mut client: Client, noun: ShowNoun, output: &OutputArgs)
                 .get(&query(path(&["workloads", &id]), &asked)?)
                 .await?;
             print(&workload, output, |workload| {
-                let head = fields([
+                let head = [
                     ("name", workload.name.clone()),
                     ("tenant", workload.tenant.clone()),
                     ("revision", workload.revision.to_string()),
                     ("updated", ago(workload.updated_at) + " ago"),
-                ]);
-                head + &spec(&workload.spec)
+                ];
+                fields(head.into_iter().chain(spec(&workload.spec)))
             })?;
         }
         ShowNoun::Node { id } => {
@@ -94,7 +94,7 @@ fn instance(detail: &api::InstanceDetail) -> String {
         "{} ({} restarts, {} reschedules)",
         instance.attempt, instance.restarts, instance.reschedules
     );
-    let mut text = fields([
+    let head = [
         ("id", instance.id.to_string()),
         ("name", instance.name.clone().unwrap_or_default()),
         ("workload", instance.workload.clone().unwrap_or_default()),
@@ -114,8 +114,8 @@ fn instance(detail: &api::InstanceDetail) -> String {
         ),
         ("submission", instance.submission.to_string()),
         ("usage", usage),
-    ]);
-    text += &spec(&detail.spec);
+    ];
+    let mut text = fields(head.into_iter().chain(spec(&detail.spec)));
     text += "\ntimeline\n";
     text += &timeline(&detail.timeline);
     if !detail.events.is_empty() {
@@ -168,7 +168,7 @@ const fn step_name(step: api::Step) -> &'static str {
     }
 }
 
-fn spec(spec: &api::Spec) -> String {
+fn spec(spec: &api::Spec) -> Vec<(&'static str, String)> {
     let command = |command: &[String]| command.join(" ");
     let task = match &spec.task {
         api::TaskSpec::Exec(task) => command(&task.command),
@@ -209,7 +209,7 @@ fn spec(spec: &api::Spec) -> String {
             )
         }
     };
-    fields([
+    vec![
         (
             "runtime",
             words::runtime(crate::run::spec::runtime_of(&spec.task)).to_owned(),
@@ -231,7 +231,7 @@ fn spec(spec: &api::Spec) -> String {
         ("on disconnect", on_disconnect),
         ("timeout", limit(spec.timeout_ms)),
         ("pending timeout", limit(spec.pending_timeout_ms)),
-    ])
+    ]
 }
 
 fn limited(mode: &str, limit: Option<u32>) -> String {
@@ -453,7 +453,7 @@ mod tests {
         ]);
         assert_eq!(
             text,
-            "  STEP       AT     DELTA\n  submitted  0ns\n  committed  8.2ms  +8.2ms\n  placed     8.7ms  +500µs\n"
+            "  STEP       AT     DELTA\n  submitted  0s\n  committed  8.2ms  +8.2ms\n  placed     8.7ms  +500µs\n"
         );
     }
 

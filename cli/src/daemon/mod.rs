@@ -8,6 +8,8 @@ use crate::exit::{Exit, Failure, OK, Outcome, own_code};
 use crate::output::say;
 use anyhow::Context;
 use clap::Args;
+use pronto_controller::{ControllerConfig, store};
+use pronto_launcher::LauncherConfig;
 use pronto_protocol::transport::{Credentials, TlsFiles};
 use pronto_scheduler::SchedulerConfig;
 use std::future::Future;
@@ -49,6 +51,36 @@ pub(crate) struct SchedulerArgs {
     check: bool,
 }
 
+/// `pronto controller`.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    /// Check the configuration, the certificates and the store, and end
+    #[arg(long, conflicts_with_all = ["backup", "restore_backup"])]
+    check: bool,
+    /// Write a copy of the store, also of a running controller's, and end
+    #[arg(long, value_name = "FILE", conflicts_with = "restore_backup")]
+    backup: Option<PathBuf>,
+    /// Put a copy in the store's place and end; the next start raises its epoch above all that
+    /// launchers report
+    #[arg(long, value_name = "FILE")]
+    restore_backup: Option<PathBuf>,
+}
+
+/// `pronto launcher`.
+#[derive(Debug, Args)]
+pub(crate) struct LauncherArgs {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    /// Check the configuration and the certificates, and end
+    #[arg(long, conflicts_with = "simulate")]
+    check: bool,
+    /// Stand for so many nodes whose workloads run nothing
+    #[arg(long, value_name = "N")]
+    simulate: Option<u32>,
+}
+
 /// `pronto scheduler --config FILE`.
 pub(crate) fn scheduler(args: &SchedulerArgs) -> Outcome {
     let (text, directory) = read(&args.daemon.config)?;
@@ -61,6 +93,73 @@ pub(crate) fn scheduler(args: &SchedulerArgs) -> Outcome {
     run(&args.daemon, |shutdown| {
         pronto_scheduler::run(config, shutdown)
     })
+}
+
+/// `pronto controller --config FILE`.
+pub(crate) fn controller(args: &ControllerArgs) -> Outcome {
+    let (text, directory) = read(&args.daemon.config)?;
+    let mut config =
+        ControllerConfig::parse(&text).map_err(|error| invalid(&args.daemon.config, error))?;
+    config.resolve(&directory);
+    let file = |path: &Path| {
+        std::path::absolute(path)
+            .with_context(|| format!("can't use {}", path.display()))
+            .map_err(|error| Failure::caused(Exit::Usage, error))
+    };
+    if args.check {
+        // Before the first start there is no store, which is as it should be.
+        if config.data_dir.exists() {
+            store::check(&config.data_dir).map_err(anyhow::Error::from)?;
+        }
+        return checked(&config.tls);
+    }
+    if let Some(target) = &args.backup {
+        store::backup(&config.data_dir, &file(target)?).map_err(anyhow::Error::from)?;
+        say!("the store is copied to {}", target.display());
+        return Ok(OK);
+    }
+    if let Some(source) = &args.restore_backup {
+        store::restore_backup(&config.data_dir, &file(source)?).map_err(anyhow::Error::from)?;
+        say!(
+            "the store of {} is the one of {}",
+            config.data_dir.display(),
+            source.display()
+        );
+        return Ok(OK);
+    }
+    run(&args.daemon, |shutdown| {
+        pronto_controller::run(config, shutdown)
+    })
+}
+
+/// `pronto launcher --config FILE`.
+pub(crate) fn launcher(args: &LauncherArgs) -> Outcome {
+    let (text, directory) = read(&args.daemon.config)?;
+    let mut config: LauncherConfig =
+        toml::from_str(&text).map_err(|error| invalid(&args.daemon.config, error))?;
+    let TlsFiles { ca, cert, key, crl } = &mut config.tls;
+    let paths = [ca, cert, key, &mut config.data_dir];
+    for path in paths
+        .into_iter()
+        .chain(crl)
+        .chain(&mut config.simulate_certs_dir)
+    {
+        *path = directory.join(&*path);
+    }
+    if args.check {
+        return checked(&config.tls);
+    }
+    match args.simulate {
+        None => run(&args.daemon, |shutdown| {
+            pronto_launcher::run(config, shutdown)
+        }),
+        Some(count) => {
+            let count = usize::try_from(count).map_err(anyhow::Error::from)?;
+            run(&args.daemon, |shutdown| {
+                pronto_launcher::run_simulated(config, count, shutdown)
+            })
+        }
+    }
 }
 
 /// Reads a configuration's text; says which directory its relative paths are relative to.

@@ -1,0 +1,81 @@
+//! Where settings come from, seen from outside: which one wins shows in the error.
+
+use crate::harness::{Ran, Scratch};
+
+fn with_pki(name: &str) -> Scratch {
+    let scratch = Scratch::new(name);
+    scratch.run("cert init --dir pki");
+    scratch.run("cert issue --role admin --name root");
+    scratch
+}
+
+fn file(port: u16) -> String {
+    // Port numbers below 10 are nobody's on any machine that tests run on.
+    format!(
+        "controllers = ['https://127.0.0.1:{port}']\n[tls]\nca = '[PKI]/ca.crt'\n\
+         cert = '[PKI]/root.crt'\nkey = '[PKI]/root.key'\n"
+    )
+}
+
+fn write(scratch: &Scratch, name: &str, port: u16) {
+    let pki = scratch.path.join("pki").display().to_string();
+    scratch.write(name, &file(port).replace("[PKI]", &pki));
+}
+
+#[test]
+fn flag_then_environment_then_named_file_then_the_users() {
+    let scratch = with_pki("order");
+    std::fs::create_dir_all(scratch.path.join(".config/pronto")).unwrap();
+    write(&scratch, ".config/pronto/client.toml", 1);
+    write(&scratch, "named.toml", 2);
+    let run = |line: &str, environment: &[(&str, &str)]| {
+        let output = scratch
+            .command(line)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let ran = Ran::new(line, &scratch.path, &output);
+        assert_eq!(ran.code, 122, "{}", ran.stderr);
+        ran.stderr
+    };
+    let port = |stderr: &str, port: u16| {
+        assert!(stderr.contains(&format!("127.0.0.1:{port}")), "{stderr}");
+    };
+    let line = "list nodes";
+    port(&run(line, &[]), 1);
+    port(&run(line, &[("PRONTO_CONFIG", "named.toml")]), 2);
+    let both = [
+        ("PRONTO_CONFIG", "named.toml"),
+        ("PRONTO_CONTROLLERS", "https://127.0.0.1:3"),
+    ];
+    port(&run(line, &both), 3);
+    port(
+        &run("list nodes --controller https://127.0.0.1:4", &both),
+        4,
+    );
+}
+
+#[test]
+fn an_unknown_key_is_a_usage_error() {
+    let scratch = Scratch::new("unknown-key");
+    scratch.write("c.toml", "colour = 'red'\n");
+    let ran = scratch.run("list nodes --client-config c.toml");
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.stderr.contains("unknown field `colour`"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_key_that_all_may_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = with_pki("open-key");
+    write(&scratch, "c.toml", 1);
+    let key = scratch.path.join("pki/root.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = scratch.run("list nodes --client-config c.toml");
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("chmod 600"), "{}", ran.stderr);
+}
