@@ -66,7 +66,9 @@ impl Broker {
     }
 
     pub(super) fn pass_on_stats<O: Outlet>(&mut self, now: Nanos, out: &mut O) {
-        let mut due = std::mem::take(&mut self.stats.urgent);
+        // When all nodes come at once, the later ones wait a tick or two.
+        let urgent = self.stats.urgent.len().min(STATS_NODES_PER_TICK);
+        let mut due: Vec<NodeIndex> = self.stats.urgent.drain(..urgent).collect();
         for index in &due {
             if let Some(node) = self.nodes.get_mut(index) {
                 node.stats.urgent = false;

@@ -8,6 +8,7 @@
 //! Invariants: the core is never entered twice at once; a session's end is reported to the core
 //! once, and before its slot is free; nobody is called silent because this thread was stopped.
 
+use super::pace::{Pace, STREAM_DELAY};
 use super::registry::Registry;
 use super::sessions::{Sessions, nanos_since};
 use super::snapshot::{Published, Snapshot};
@@ -41,14 +42,6 @@ const LONG_PAUSE: Duration = Duration::from_secs(1);
 const READS_PER_POLL: usize = 4;
 /// How long sessions may take to hear that the daemon ends.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
-/// STARTs in one turn that make it a burst ...
-const BURST_STARTS: u64 = 16;
-/// ... and bursts that follow each other within this are a stream. A batch that comes once, or one
-/// START at a time, is passed on in the turn that it came in.
-const STREAM_GAP: Duration = Duration::from_micros(250);
-/// How long launchers may wait for their STARTs in a stream: it bounds what batching adds to the
-/// latency, and is far below what a launcher needs to start anything.
-const STREAM_DELAY: Duration = Duration::from_millis(1);
 /// Certificates verified anew in one tick after a reload: 0.2 ms each.
 const VERIFIED_PER_TICK: usize = 16;
 
@@ -104,42 +97,6 @@ struct Inner {
     /// Sessions whose certificates are yet to be verified anew.
     to_verify: Vec<SessionId>,
     verified_version: u64,
-}
-
-/// Whether STARTs come in a stream, and how long launchers have waited because of it.
-struct Pace {
-    starts: u64,
-    last_burst: Instant,
-    is_stream: bool,
-    waiting_since: Option<Instant>,
-}
-
-impl Pace {
-    const fn new(now: Instant) -> Self {
-        Self {
-            starts: 0,
-            last_burst: now,
-            is_stream: false,
-            waiting_since: None,
-        }
-    }
-
-    /// At a turn's end: whether launchers that have something to be told wait a little longer.
-    fn holds_back(&mut self, now: Instant, starts: u64) -> bool {
-        let gap = now.saturating_duration_since(self.last_burst);
-        if starts - std::mem::replace(&mut self.starts, starts) >= BURST_STARTS {
-            self.is_stream = gap < STREAM_GAP;
-            self.last_burst = now;
-        } else if gap >= STREAM_GAP {
-            self.is_stream = false;
-        }
-        let since = *self.waiting_since.get_or_insert(now);
-        let holds = self.is_stream && now.saturating_duration_since(since) < STREAM_DELAY;
-        if !holds {
-            self.waiting_since = None;
-        }
-        holds
-    }
 }
 
 /// Why a session's task ends.
@@ -338,13 +295,13 @@ impl Hub {
             *task = Some(cx.waker().clone());
         }
         drop(task);
-        let waited = self.inner.borrow().pace.waiting_since.is_some();
+        let waited = self.inner.borrow().pace.is_holding_back();
         let is_over = waited && delay.as_mut().poll(cx).is_ready();
         if self.turn_wanted.replace(false) || is_over {
             if self.end_turn() {
                 self.want_turn();
             }
-            let waits = self.inner.borrow().pace.waiting_since.is_some();
+            let waits = self.inner.borrow().pace.is_holding_back();
             if waits && (!waited || is_over) {
                 delay
                     .as_mut()
@@ -384,7 +341,7 @@ impl Hub {
             broker.step(now, Event::Closed { session, reason }, sessions);
             sessions.close(session);
         }
-        let is_held_back = pace.waiting_since.is_some();
+        let is_held_back = pace.is_holding_back();
         broker.wants_turn()
             || sessions.has_failed()
             || sessions.has_dirty_others()

@@ -9,6 +9,7 @@
 
 mod accept;
 mod hub;
+mod pace;
 mod registry;
 mod sessions;
 mod snapshot;
