@@ -19,7 +19,10 @@ fn empty_registry() -> String {
         for stream in listener.incoming() {
             let mut stream = BufReader::new(stream.unwrap());
             let mut request = String::new();
-            stream.read_line(&mut request).unwrap();
+            if stream.read_line(&mut request).is_err() {
+                // The engine tries TLS first.
+                continue;
+            }
             let mut header = String::from("x");
             while !header.trim().is_empty() {
                 header.clear();

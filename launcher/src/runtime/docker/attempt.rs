@@ -11,7 +11,8 @@
 //! mark and no container knows that it is gone. An end is on disk before its container is removed.
 
 use super::engine::{Engine, has_status, is_away};
-use super::output::Copy;
+use super::output::{Copy, Fate, Position};
+use super::session::Output;
 use super::spec::{self, Surroundings};
 use super::{Shared, View, image, session, verdict};
 use crate::logs::{self, LogWriter};
@@ -34,9 +35,10 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -69,6 +71,9 @@ pub(super) struct Attempt {
     pub(super) view: Arc<View>,
     pub(super) job: Arc<Job>,
     pub(super) orders: UnboundedReceiver<Order>,
+    /// The container's output, between its start and its copy. The lock is never contended: it
+    /// makes a stream shareable that its maker did not.
+    pub(super) live: Mutex<Option<Output>>,
 }
 
 /// Why a container did not come to be, or to run.
@@ -199,19 +204,23 @@ impl Attempt {
 
     async fn start(&mut self) -> Result<Moment, Failure> {
         let name = self.name();
-        let mark = self.directory().join(STARTED_MARK);
-        if let Err(error) = fs::write(&mark, b"") {
-            return Err(verdict::rejected(format!("{}: {error}", mark.display())));
-        }
-        if self.job.body.stdin {
-            session::attach_stdin(&self.shared.engine, &name, &self.view).await;
-        }
+        self.mark().map_err(|error| {
+            verdict::rejected(format!("the attempt's directory can't be written: {error}"))
+        })?;
+        let attached = session::attach(&self.shared.engine, &name, self.job.body.stdin, &self.view);
+        let attached = attached.await;
+        self.live = attached
+            .inspect_err(|error| tracing::warn!(container = %name, %error, "not attached"))
+            .ok()
+            .into();
         loop {
             let client = self.shared.engine.up().await;
             match client.start_container(&name, None).await {
                 Ok(()) => break,
                 Err(error) if is_away(&error) => {
                     self.shared.engine.suspect().await;
+                    // What was attached to is gone with it.
+                    self.live = Mutex::default();
                     // The answer was lost, and perhaps the request. To repeat it is safe only as
                     // long as the container never ran.
                     match self.inspect().await {
@@ -229,6 +238,18 @@ impl Attempt {
             }
         }
         Ok(Moment::now())
+    }
+
+    /// Writes down that it is about to run, and how much of its log is not its own.
+    fn mark(&self) -> io::Result<()> {
+        let own_bytes = Position::of(&self.directory(), 0)?.stderr_bytes;
+        fs::write(self.directory().join(STARTED_MARK), own_bytes.to_string())
+    }
+
+    /// What [`Attempt::mark`] wrote, if it did.
+    fn marked(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.directory().join(STARTED_MARK)).ok()?;
+        Some(text.parse().unwrap_or(0))
     }
 
     async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
@@ -275,34 +296,38 @@ impl Attempt {
                 written = written.and_then(append);
             }
         }
-        if let Err(error) = written {
+        if let Err(error) = written.and_then(|()| self.mark()) {
             tracing::warn!(%error, "an attempt's log can't be written");
         }
     }
 
-    fn copy(&self) -> JoinHandle<()> {
+    /// Begins to copy the container's output.
+    fn copy(&mut self, fate: watch::Receiver<Fate>) -> JoinHandle<()> {
         let copy = Copy {
             engine: self.shared.engine.clone(),
             container: self.name(),
             directory: self.directory(),
             cap_bytes: self.shared.log_cap(&self.job),
+            own_bytes: self.marked().unwrap_or(0),
+            fate,
         };
-        tokio::spawn(copy.run())
+        tokio::spawn(copy.run(super::lock(&self.live).take()))
     }
 
     /// A running container, until it has ended and its end is on disk.
     async fn watch(&mut self, started_at: Moment) -> Exit {
         self.view.set_running(true);
-        let output = self.copy();
-        let ended = self.until_ended().await;
+        let (fate, told) = watch::channel(Fate::Running);
+        let output = self.copy(told);
+        let ended = self.until_ended(&fate).await;
         self.view.set_running(false);
         self.settle(started_at, ended, output).await
     }
 
     /// Waits for the end, and brings it about when a Stop comes.
-    async fn until_ended(&mut self) -> Ended {
+    async fn until_ended(&mut self, fate: &watch::Sender<Fate>) -> Ended {
         let (shared, name) = (self.shared.clone(), self.name());
-        let mut end = pin!(end_of(&shared.engine, &name));
+        let mut end = pin!(end_of(&shared.engine, &name, fate));
         let mut stopping: Option<Stopping> = None;
         let mut orders_open = true;
         let state = loop {
@@ -506,7 +531,7 @@ impl Attempt {
                     state: Some(state),
                     cause: None,
                 };
-                let output = self.copy();
+                let output = self.copy(watch::channel(Fate::Interrupted).1);
                 return Finding::Ended(self.settle(started_at, ended, output).await);
             }
             return Finding::Running(started_at);
@@ -558,24 +583,40 @@ fn moment(text: Option<&str>) -> Moment {
 }
 
 /// Waits until a container has ended, over any absence of its engine. None: there is none.
-async fn end_of(engine: &Engine, name: &str) -> Option<ContainerState> {
+async fn end_of(engine: &Engine, name: &str, fate: &watch::Sender<Fate>) -> Option<ContainerState> {
     loop {
         let client = engine.up().await;
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
         let waited = client.wait_container(name, Some(options)).next().await;
+        let answered = match &waited {
+            Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => true,
+            Some(Err(error)) => !is_away(error),
+            None => false,
+        };
+        if !answered {
+            fate.send_replace(Fate::Interrupted);
+        }
         // Whatever was answered, the engine's own view of the container decides.
         match client.inspect_container(name, None).await {
             Ok(found) => {
                 let state = found.state.unwrap_or_default();
                 if is_over(&state) {
+                    fate.send_if_modified(|fate| {
+                        let unbroken = *fate == Fate::Running;
+                        if unbroken {
+                            *fate = Fate::Ended;
+                        }
+                        unbroken
+                    });
                     return Some(state);
                 }
             }
             Err(error) if has_status(&error, 404) => return None,
             Err(_) => {}
         }
+        fate.send_replace(Fate::Interrupted);
         tracing::debug!(container = %name, ?waited, "a wait was broken off");
         engine.suspect().await;
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// How often a healthy engine is asked whether it still is.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
-/// How often an absent one is looked for.
+/// How often one that went away is looked for; one that was never there, as rarely as a healthy one.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Rounds are never closer together, however many callers suspect something.
 const ROUND_MIN: Duration = Duration::from_millis(50);
@@ -179,6 +179,7 @@ async fn keep_watch(
     offers: Offers,
 ) {
     let mut client: Option<Docker> = None;
+    let mut ever = false;
     loop {
         let started = Instant::now();
         let found = match client.take() {
@@ -197,7 +198,8 @@ async fn keep_watch(
             health.round += 1;
             health.client.clone_from(&client);
         });
-        let interval = if client.is_some() {
+        ever |= client.is_some();
+        let interval = if client.is_some() || !ever {
             HEALTH_INTERVAL
         } else {
             RETRY_INTERVAL

@@ -252,6 +252,7 @@ impl DockerRuntime {
             view,
             job: job.clone(),
             orders,
+            live: Mutex::default(),
         }
     }
 

@@ -13,25 +13,44 @@ use pronto_payloads::stream::StreamFailure;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, DuplexStream};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
 /// What one stream of a command may have under way; a slow reader stops the command behind it.
 const PIPE_BYTES: usize = 64 * 1024;
 
-type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, Error>> + Send>>;
+/// A command is under way within this, or it never will be.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Attaches to the standard input of a container that is about to start. Without it, the workload
-/// would see an end of file at once.
-pub(super) async fn attach_stdin(engine: &Engine, container: &str, view: &View) {
-    let client = engine.up().await;
-    let options = AttachContainerOptionsBuilder::new()
-        .stdin(true)
-        .stream(true)
-        .build();
-    match client.attach_container(container, Some(options)).await {
-        Ok(attached) => view.set_stdin(Box::new(attached.input)),
-        Err(error) => tracing::warn!(container, %error, "no standard input"),
+/// What a container or a command inside writes, live.
+pub(super) type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, Error>> + Send>>;
+
+/// Attaches to a container that is about to start: to all of its output, and to its input if it
+/// has one, which would end at once otherwise.
+pub(super) async fn attach(
+    engine: &Engine,
+    container: &str,
+    stdin: bool,
+    view: &View,
+) -> Result<Output, Error> {
+    let attached = engine
+        .call(|client| async move {
+            let options = AttachContainerOptionsBuilder::new()
+                .stdin(stdin)
+                .stdout(true)
+                .stderr(true)
+                .stream(true)
+                .build();
+            client.attach_container(container, Some(options)).await
+        })
+        .await?;
+    if stdin {
+        view.set_stdin(Box::new(attached.input));
     }
+    Ok(attached.output)
 }
 
 fn refused(error: &Error) -> Refused {
@@ -71,24 +90,20 @@ pub(super) async fn exec(
             "the engine did not attach",
         ));
     };
-    let leash = if local {
-        Leash::of(&client, &made.id).await
-    } else {
-        Leash(None)
-    };
+    let (release, released) = oneshot::channel();
+    if local {
+        tokio::spawn(leash(client.clone(), made.id.clone(), released));
+    }
     let (stdout, stdout_end) = tokio::io::duplex(PIPE_BYTES);
     let (stderr, stderr_end) = tokio::io::duplex(PIPE_BYTES);
     let pump = tokio::spawn(pump(output, stdout, stderr));
     let exit = async move {
-        let leash = leash;
         let pumped = pump.await.unwrap_or(Ok(()));
-        let code = client
-            .inspect_exec(&made.id)
-            .await
-            .map(|found| found.exit_code);
-        leash.release();
+        let code = exit_code(&client, &made.id).await;
+        // Nobody listens where the engine is far away.
+        let _ = release.send(());
         match (pumped, code) {
-            (_, Ok(Some(code))) => Ok(i32::try_from(code).unwrap_or(i32::MAX)),
+            (_, Ok(Some(code))) => Ok(code),
             (Err(error), _) | (_, Err(error)) => Err(refused(&error)),
             (Ok(()), Ok(None)) => Err(Refused::new(
                 StreamFailure::Failed,
@@ -102,6 +117,21 @@ pub(super) async fn exec(
         stderr: Box::new(stderr_end),
         exit: Box::pin(exit),
     })
+}
+
+/// A command's exit code, which the engine may learn some time after its output has ended.
+async fn exit_code(client: &Docker, exec: &str) -> Result<Option<i32>, Error> {
+    let until = Instant::now() + START_PATIENCE;
+    loop {
+        let found = client.inspect_exec(exec).await?;
+        if let Some(code) = found.exit_code {
+            return Ok(Some(i32::try_from(code).unwrap_or(i32::MAX)));
+        }
+        if Instant::now() > until {
+            return Ok(None);
+        }
+        sleep(START_INTERVAL).await;
+    }
 }
 
 /// Deals a command's output out to its two streams. A reader that has gone is no obstacle for the
@@ -123,31 +153,34 @@ async fn pump(
     Ok(())
 }
 
-/// Ends the command when nobody waits for it any more: the engine has no request for that, so its
-/// process is held by a descriptor, which can't come to mean another process.
-struct Leash(Option<OwnedFd>);
-
-impl Leash {
-    async fn of(client: &Docker, exec: &str) -> Self {
-        let pid = client
-            .inspect_exec(exec)
-            .await
-            .ok()
-            .and_then(|found| found.pid);
-        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        Self(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()))
-    }
-
-    fn release(mut self) {
-        self.0 = None;
+/// Ends the command when nobody waits for it any more, which is when `released` is dropped. The
+/// engine has no request for that, so the process is held by a descriptor, which can't come to mean
+/// another process.
+async fn leash(client: Docker, exec: String, released: oneshot::Receiver<()>) {
+    let Some(process) = process_of(&client, &exec).await else {
+        return;
+    };
+    if released.await.is_err() {
+        // It may have ended, or be another user's; then there is nothing to do.
+        let _ = pidfd_send_signal(&process, Signal::KILL);
     }
 }
 
-impl Drop for Leash {
-    fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            // It may have ended, or be another user's; then there is nothing to do.
-            let _ = pidfd_send_signal(process, Signal::KILL);
+/// The process of a command, which the engine knows some time after it has answered.
+async fn process_of(client: &Docker, exec: &str) -> Option<OwnedFd> {
+    let until = Instant::now() + START_PATIENCE;
+    while Instant::now() < until {
+        let found = client.inspect_exec(exec).await.ok()?;
+        let pid = found
+            .pid
+            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(pid) = pid {
+            return pidfd_open(pid, PidfdFlags::empty()).ok();
         }
+        if found.exit_code.is_some() {
+            return None;
+        }
+        sleep(START_INTERVAL).await;
     }
+    None
 }

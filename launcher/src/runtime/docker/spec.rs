@@ -28,8 +28,8 @@ const PIDS_DEFAULT: u32 = 4096;
 /// The engine's weight of a whole core, and its least.
 const CORE_WEIGHT: u64 = 1024;
 const WEIGHT_MIN: u64 = 2;
-/// What the engine keeps of a container's output until it is copied to the attempt's own log.
-const ENGINE_LOG_BYTES: u64 = 16 * 1024 * 1024;
+/// What the engine keeps of a container's output in one file, for a launcher that was away.
+pub(super) const ENGINE_LOG_BYTES: u64 = 64 * 1024 * 1024;
 const ENGINE_LOG_FILES: u32 = 2;
 
 /// What the container is made from, beside its job.
