@@ -224,14 +224,13 @@ impl Controller {
             config.max_connections,
             ending.clone(),
         ));
-        let mut engine = tokio::spawn(engine.run(messages, ending.clone()));
-        tokio::select! {
-            ended = &mut engine => ended.context("the planner panicked")?,
-            failed = written => {
-                let error = failed.context("the writer ended by itself")?;
-                return Err(anyhow::Error::from(error).context("the store failed"));
-            }
+        let engine = tokio::spawn(engine.run(messages, ending.clone()));
+        // The writer ends when the engine has dropped it and all that it was given is on disk; or
+        // by a failure of the store, and then at once.
+        if let Ok(error) = written.await {
+            return Err(anyhow::Error::from(error).context("the store failed"));
         }
+        engine.await.context("the planner panicked")?;
         info!("controller ended");
         Ok(())
     }

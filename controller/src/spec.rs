@@ -7,7 +7,7 @@ use crate::api::types::{
     ConstraintSpec, DemandSpec, EndReason, EndRecord, OnDisconnectSpec, PortSpec, QuotaUse,
     RuntimeName, Spec, SpecOverrides, TaskSpec, UsageView,
 };
-use pronto_payloads::codec::{Invalid, Payload, check_name};
+use pronto_payloads::codec::{self, Invalid, Payload, check_name};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::limits;
@@ -20,6 +20,8 @@ use pronto_payloads::start::{
 const MEMORY_MIN_MIB: u32 = 4;
 /// Priorities beyond it would only be a race of zeroes.
 const PRIORITY_LIMIT: i16 = 1000;
+/// A START's body: what its frame takes, less the prefix with all its constraints.
+const BODY_LIMIT_BYTES: usize = limits::START_BYTES - 64 * 1024;
 /// Input files that a START may wait for.
 const AWAIT_INPUTS_LIMIT: u32 = 1024;
 
@@ -246,7 +248,17 @@ pub fn check(spec: &Spec) -> Result<(), Invalid> {
     if let (Some(what), false) = (spec.task.needs_privilege(), spec.privileged) {
         return Err(Invalid::new(what, "only together with privileged: true"));
     }
-    start_body("tenant", None, "", spec).check()
+    let body = start_body(&"t".repeat(limits::NAME_BYTES), None, "", spec);
+    body.check()?;
+    // Names, prefix and the rest of it take what a START's limit leaves.
+    let bytes = codec::encode(&body).len();
+    if bytes > BODY_LIMIT_BYTES {
+        return Err(Invalid::new(
+            format!("spec of {bytes} bytes"),
+            format!("{BODY_LIMIT_BYTES} bytes with its command, environment and cloud-init data"),
+        ));
+    }
+    Ok(())
 }
 
 /// Checks a name that a user chose for an instance; room is left for a number behind it.

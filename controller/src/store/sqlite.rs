@@ -157,6 +157,20 @@ impl SqliteStore {
         Ok(old.len() == PURGE_SUBMISSIONS as usize || events == PURGE_EVENTS as usize)
     }
 
+    /// Lets the database grow by so many pages and no further, as a full disk would: for tests.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn limit_pages(&self, more: u32) -> Result<(), StoreError> {
+        let pages: u32 = self
+            .connection
+            .pragma_query_value(None, "page_count", |row| row.get(0))?;
+        let limit = pages.saturating_add(more);
+        self.connection
+            .pragma_update_and_check(None, "max_page_count", limit, |_| Ok(()))?;
+        Ok(())
+    }
+
     fn try_commit(&mut self, batches: &[Batch], admissions: bool) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         for write in batches.iter().flat_map(|batch| &batch.writes) {
