@@ -1,12 +1,14 @@
 //! Policies to compare the node table with. Each reads every node for each placement.
 //!
 //! - best fit: of the nodes that fit, the one with the least free, worst fit: with the most. Free is
-//!   the sum over CPU, memory and GPUs, each as a share of the largest node's.
-//! - random: any of those that fit.
+//!   the sum of CPUs and GPUs, each as a share of the largest node's.
+//! - random: any node and any device of those that fit.
 //! - FGD (Weng et al., "Beware of Fragmentation", USENIX ATC 2023): the node and device on which
-//!   the placement adds least to the GPU capacity that the trace's typical demands can't use.
+//!   the placement adds least to the GPU capacity that the trace's typical demands can't use. As in
+//!   its authors' plugin for Kubernetes, a node's score is a whole number from 0 to 100.
 //!
-//! But for FGD, which scores devices too, a share goes to the tightest device, as in the table.
+//! They are as in the paper's experiments, so that figures can be compared; best fit and worst fit
+//! choose the tightest device, as the table does. Of equals the first is taken.
 
 use super::rng::Rng;
 use super::trace::{Trace, TraceNode, TraceTask};
@@ -64,9 +66,6 @@ impl Typical {
         let total: f64 = free.gpu_millis.iter().copied().map(f64::from).sum();
         let mut sum = 0.0;
         for &((cpu_millis, memory_mib, devices, each), weight) in &self.shapes {
-            if devices == 0 {
-                continue;
-            }
             let suffices = free.gpu_millis.iter().filter(|&&free| free >= each);
             let holds = free.cpu_millis >= cpu_millis
                 && free.memory_mib >= memory_mib
@@ -92,7 +91,7 @@ pub(super) struct Linear<'a> {
     policy: Policy,
     nodes: Vec<&'a TraceNode>,
     free: Vec<Capacity>,
-    largest: [f64; 3],
+    largest: [f64; 2],
     rng: Rng,
     typical: &'a Typical,
     /// By node, then by shape; forgotten when the node changes.
@@ -107,7 +106,7 @@ impl<'a> Linear<'a> {
         rng: Rng,
     ) -> Self {
         let free: Vec<Capacity> = nodes.iter().map(|node| node.capacity.clone()).collect();
-        let largest = free.iter().map(sizes).fold([1.0_f64; 3], |largest, sizes| {
+        let largest = free.iter().map(sizes).fold([1.0_f64; 2], |largest, sizes| {
             std::array::from_fn(|dimension| largest[dimension].max(sizes[dimension]))
         });
         Self {
@@ -130,11 +129,16 @@ impl<'a> Linear<'a> {
             Policy::Random => *fitting.get(self.rng.below(fitting.len().max(1)))?,
             Policy::BestFit => self.least(&fitting, |this, node| this.free_share(node))?,
             Policy::WorstFit => self.least(&fitting, |this, node| -this.free_share(node))?,
-            Policy::Fgd => self.least(&fitting, |this, node| this.score(node, &task.demand).0)?,
+            Policy::Fgd => self.least(&fitting, |this, node| {
+                let (added, _) = this.score(node, &task.demand);
+                // The plugin: the logistic function of the devices that are saved, in percent.
+                -(100.0 / (1.0 + (added / f64::from(GPU_MILLIS)).exp())).floor()
+            })?,
         };
         let first = match self.policy {
             Policy::Fgd => Some(self.score(node, &task.demand).1),
-            _ => None,
+            Policy::Random => self.any_device(node, task.demand.gpu_shape().1),
+            Policy::BestFit | Policy::WorstFit => None,
         };
         let shares = shares(&self.free[node], &task.demand, first);
         self.set(node, |free| {
@@ -157,7 +161,7 @@ impl<'a> Linear<'a> {
         let mut best = None;
         for &node in nodes {
             let score = score(self, node);
-            if best.is_none_or(|(_, least)| score < least) {
+            if best.is_none_or(|(_, least)| score < least - 1e-6) {
                 best = Some((node, score));
             }
         }
@@ -167,6 +171,14 @@ impl<'a> Linear<'a> {
     fn free_share(&self, node: usize) -> f64 {
         let sizes = sizes(&self.free[node]).into_iter().zip(self.largest);
         sizes.map(|(free, largest)| free / largest).sum()
+    }
+
+    fn any_device(&mut self, node: usize, each: u16) -> Option<u16> {
+        let numbered = (0_u16..).zip(&self.free[node].gpu_millis);
+        let fitting = numbered.filter(|&(_, &free)| free >= each);
+        let fitting: Vec<u16> = fitting.map(|(device, _)| device).collect();
+        let any = self.rng.below(fitting.len().max(1));
+        fitting.get(any).copied()
     }
 
     fn score(&mut self, node: usize, demand: &Demand) -> (f64, u16) {
@@ -188,7 +200,7 @@ impl<'a> Linear<'a> {
             let shares = shares(free, demand, Some(device));
             crate::table::subtract(&mut after, demand, &shares);
             let added = self.typical.waste(&after) - before;
-            if added < best.0 {
+            if added < best.0 - 1e-6 {
                 best = (added, device);
             }
             if devices != 1 || each == GPU_MILLIS {
@@ -203,9 +215,10 @@ impl<'a> Linear<'a> {
     }
 }
 
-fn sizes(free: &Capacity) -> [f64; 3] {
+/// CPUs and GPUs.
+fn sizes(free: &Capacity) -> [f64; 2] {
     let gpus: u32 = free.gpu_millis.iter().copied().map(u32::from).sum();
-    [free.cpu_millis, free.memory_mib, gpus].map(f64::from)
+    [free.cpu_millis, gpus].map(f64::from)
 }
 
 fn holds(free: &Capacity, demand: &Demand) -> bool {

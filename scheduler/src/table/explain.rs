@@ -45,9 +45,7 @@ impl NodeTable {
         Explained {
             nodes,
             fits,
-            node: self
-                .find_slot(query, &mut 0)
-                .map(|slot| self.index_of(slot)),
+            node: self.look(query).map(|slot| self.index_of(slot)),
             reasons,
         }
     }

@@ -94,6 +94,13 @@ impl NodeIndex {
     }
 }
 
+/// What a node wastes by a version of [`Shapes`]; version 0 = not known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waste {
+    version: u32,
+    millis: f32,
+}
+
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct NodeTable {
@@ -108,6 +115,8 @@ pub struct NodeTable {
     landmarks: Landmarks,
     /// Kept for [`Fit::Few`] alone.
     shapes: Shapes,
+    /// By slot.
+    wastes: Vec<Waste>,
     /// Nodes that take work; its settled view is kept for [`Spread::Settle`] alone.
     open: Tree,
     /// What nodes could give if nothing ran, obstacles aside.
@@ -129,6 +138,7 @@ impl NodeTable {
             labels: Labels::default(),
             landmarks: Landmarks::default(),
             shapes: Shapes::default(),
+            wastes: Vec::new(),
             open: Tree::new(config.spread == Spread::Settle),
             allocatable: Tree::new(false),
             last_used: None,
@@ -193,6 +203,7 @@ impl NodeTable {
     fn push_slot(&mut self) -> u32 {
         let slot = u32::try_from(self.nodes.len()).expect("fewer than 2^32 nodes connect");
         self.slots.push(Slot::default());
+        self.wastes.push(Waste::default());
         self.nodes.push(None);
         self.open.push();
         self.allocatable.push();
@@ -393,6 +404,9 @@ impl NodeTable {
             Summary::ABSENT
         };
         self.open.set(at, summary, !slot.recent);
+        if self.config.fit != Fit::First {
+            self.wastes[at].version = 0;
+        }
     }
 
     /// What a node is, apart from what is free, may have changed.

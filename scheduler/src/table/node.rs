@@ -99,6 +99,9 @@ pub(super) struct Slot {
     pub(super) devices: Devices,
 }
 
+/// Two would be two misses a look.
+const _: () = assert!(size_of::<Slot>() == 64, "a slot is one cache line");
+
 impl Slot {
     pub(super) fn takes_work(&self) -> bool {
         self.admission.is_open() && self.reported

@@ -6,14 +6,20 @@ use super::gpu::{self, GpuShares};
 use super::node::{self, resources_hold};
 use super::query::{Compiled, Quantities, Target};
 use super::tree::{Summary, Tree, View};
-use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread};
+use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread, Waste};
+use pronto_payloads::demand::Demand;
 use pronto_payloads::place::Refusal;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Candidates of one search.
-type Candidates = SmallVec<[u32; MAX_CHOICES as usize]>;
+/// Candidates of one search: one by [`Fit::First`], and more by [`Fit::Few`] are on the heap only if
+/// there are more than its default.
+type Candidates = SmallVec<[u32; 8]>;
+
+/// Additions to the waste that differ by less than a hundredth of a device count as equal: the
+/// shapes' counts are no more exact than that, and the earlier node keeps work together.
+const SAME_WASTE_MILLIS: f32 = 10.0;
 
 impl NodeTable {
     /// Finds a fit for the query, if there is one now, and takes nothing. It learns from searches
@@ -21,11 +27,38 @@ impl NodeTable {
     #[must_use]
     pub fn search(&mut self, query: &Query<'_>) -> Option<Placement> {
         let mut effort = 0;
-        let slot = self.find_slot(query, &mut effort);
+        let found = self.find_candidates(query, &mut effort);
         self.landmarks.learn(effort, &mut self.open, || {
             Quantities::of_demand(query.demand).ranks()
         });
-        self.placement(slot?, query.demand.gpu_shape())
+        let slot = match found.as_slice() {
+            [] => return None,
+            [only] => *only,
+            several => {
+                self.remember_waste(several);
+                let wastes = &self.wastes;
+                let before = |slot: u32| wastes[slot as usize].millis;
+                self.least_fragmenting(several, query.demand, before)?
+            }
+        };
+        self.placement(slot, query.demand.gpu_shape())
+    }
+
+    /// Computes what these nodes waste, where it is not known.
+    fn remember_waste(&mut self, slots: &[u32]) {
+        let version = self.shapes.version();
+        for &slot in slots {
+            if self.wastes[slot as usize].version != version {
+                let millis = self.waste(slot);
+                self.wastes[slot as usize] = Waste { version, millis };
+            }
+        }
+    }
+
+    /// As [`Self::search`], but learns and remembers nothing.
+    pub(super) fn look(&self, query: &Query<'_>) -> Option<u32> {
+        let found = self.find_candidates(query, &mut 0);
+        self.least_fragmenting(&found, query.demand, |slot| self.waste(slot))
     }
 
     /// Finds a fit, takes the demand off it and marks it as recently used. [`Fit::Few`] counts the
@@ -39,17 +72,17 @@ impl NodeTable {
         Some(placement)
     }
 
-    /// A search that learns nothing. Adds the blocks that it reads to `effort`.
+    /// The nodes to choose from. Adds the blocks that are read in vain to `effort`.
     #[inline]
-    pub(super) fn find_slot(&self, query: &Query<'_>, effort: &mut usize) -> Option<u32> {
+    fn find_candidates(&self, query: &Query<'_>, effort: &mut usize) -> Candidates {
         let mut compiled = self.compile(query);
-        let chosen = self.choose(&compiled, query.prefer, effort);
-        if chosen.is_none() && !compiled.avoided().is_empty() && !self.could_ever_fit(&compiled) {
+        let found = self.choose(&compiled, query.prefer, effort);
+        if found.is_empty() && !compiled.avoided().is_empty() && !self.could_ever_fit(&compiled) {
             // To wait for another node would be to wait for ever.
             compiled.avoid_none();
             return self.choose(&compiled, query.prefer, effort);
         }
-        chosen
+        found
     }
 
     #[inline]
@@ -72,74 +105,71 @@ impl NodeTable {
         })
     }
 
+    /// The first node that fits or, for [`Fit::Few`], the first few.
     #[inline]
-    fn choose(
-        &self,
-        query: &Compiled<'_>,
-        prefer: Option<&str>,
-        effort: &mut usize,
-    ) -> Option<u32> {
+    fn choose(&self, query: &Compiled<'_>, prefer: Option<&str>, effort: &mut usize) -> Candidates {
+        let mut found = Candidates::new();
         if let Some(name) = prefer
             && let Some(&slot) = self.by_name.get(name)
             && self.takes(slot, query)
         {
-            return Some(slot);
+            found.push(slot);
+            return found;
         }
-        match self.config.fit {
-            Fit::First => {
-                let mut first = None;
-                self.candidates(query, effort, |slot| {
-                    first = Some(slot);
-                    true
-                });
-                first
-            }
-            Fit::Few { choices } => {
-                let limit = usize::from(choices.clamp(1, MAX_CHOICES));
-                let mut few = Candidates::new();
-                self.candidates(query, effort, |slot| {
-                    few.push(slot);
-                    few.len() == limit
-                });
-                self.least_fragmenting(&few, query)
-            }
-        }
-    }
-
-    /// Of the candidates, the one to whose waste the placement adds least; the first of equals.
-    fn least_fragmenting(&self, few: &[u32], query: &Compiled<'_>) -> Option<u32> {
-        let [first, others @ ..] = few else {
-            return None;
+        let limit = match self.config.fit {
+            Fit::First => 1,
+            Fit::Few { choices } => usize::from(choices.clamp(1, MAX_CHOICES)),
         };
-        let mut best = *first;
-        if others.is_empty() {
-            return Some(best);
-        }
-        let mut least = self.added_waste(best, query);
-        for &slot in others {
-            let added = self.added_waste(slot, query);
-            if added < least {
-                best = slot;
-                least = added;
-            }
-        }
-        Some(best)
+        self.candidates(query, effort, |slot| {
+            found.push(slot);
+            found.len() == limit
+        });
+        found
     }
 
-    fn added_waste(&self, slot: u32, query: &Compiled<'_>) -> f32 {
-        let slot = &self.slots[slot as usize];
-        let before = self.shapes.waste(&slot.free, &slot.devices);
-        let mut free = slot.free;
-        free.cpu_millis -= query.quantities.cpu_millis;
-        free.memory_mib -= query.quantities.memory_mib;
-        let gpus = gpu::choose(&slot.devices, query.gpu_shape).unwrap_or_default();
-        if gpus.is_empty() {
-            return self.shapes.waste(&free, &slot.devices) - before;
+    /// Of the candidates, the one to whose waste the placement adds least, the first if it adds
+    /// about the same to several. `before` says what a node wastes now.
+    fn least_fragmenting(
+        &self,
+        candidates: &[u32],
+        demand: &Demand,
+        mut before: impl FnMut(u32) -> f32,
+    ) -> Option<u32> {
+        let (&first, others) = candidates.split_first()?;
+        if others.is_empty() {
+            return Some(first);
         }
-        let mut devices = slot.devices.clone();
-        node::subtract_devices(&mut devices, &gpus);
-        free.gpu_rank = gpu::rank_of_free(&devices);
-        self.shapes.waste(&free, &devices) - before
+        let mut added = |slot| self.waste_with(slot, demand) - before(slot);
+        let mut best = (first, added(first));
+        for &slot in others {
+            let added = added(slot);
+            if added < best.1 - SAME_WASTE_MILLIS {
+                best = (slot, added);
+            }
+        }
+        Some(best.0)
+    }
+
+    /// What a node would waste with this demand on it.
+    fn waste_with(&self, slot: u32, demand: &Demand) -> f32 {
+        let slot = &self.slots[slot as usize];
+        let mut free = slot.free;
+        free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
+        free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
+        match gpu::choose(&slot.devices, demand.gpu_shape()) {
+            Some(gpus) if !gpus.is_empty() => {
+                let mut devices = slot.devices.clone();
+                node::subtract_devices(&mut devices, &gpus);
+                free.gpu_rank = gpu::rank_of_free(&devices);
+                self.shapes.waste(&free, &devices)
+            }
+            _ => self.shapes.waste(&free, &slot.devices),
+        }
+    }
+
+    fn waste(&self, slot: u32) -> f32 {
+        let slot = &self.slots[slot as usize];
+        self.shapes.waste(&slot.free, &slot.devices)
     }
 
     /// Hands out the nodes that fit, in the order that the spread asks for, until enough are taken.

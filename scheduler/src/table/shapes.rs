@@ -5,23 +5,31 @@
 //! of it is wasted if the node could not take such a demand at all (its CPUs, memory or devices do
 //! not suffice), and otherwise the rests on those devices that are too small for it. Weighted by how
 //! often each shape occurs and summed, that is the node's waste, in thousandths of a device; a
-//! placement is the better the less it adds.
+//! placement is the better the less it adds. Demands without GPUs count as well: a node that has no
+//! CPUs left for them is on its way to have none for those with GPUs.
 //!
 //! The shapes are kept by a decayed Space-Saving sketch (Metwally et al., ICDT 2005): a bounded
-//! number of counters, the smallest of which is taken over by a shape that has none. Demands
-//! without GPUs have no part in the measure and are not counted.
+//! number of counters, the smallest of which is taken over by a shape that has none. What nodes are
+//! compared with is a picture of the counters that is taken now and then, so that a node's waste
+//! can be remembered in between ([`Shapes::version`]).
 
 use super::gpu;
 use super::query::Quantities;
 use pronto_payloads::demand::{Demand, GPU_MILLIS};
 use rustc_hash::FxHashMap;
+use wide::{f32x8, i32x8};
 
 /// Shapes that are counted: the 64 most frequent cover 97 % of the openb trace, and all are
 /// compared with each node that is considered.
 const SHAPES: usize = 64;
-/// Demands after which all counts are halved: an hour or a day of a busy cluster, and enough to
-/// count 64 shapes.
+/// Shapes in one vector.
+const LANES: usize = 8;
+/// Demands after which all counts are halved: a few thousand are enough to count 64 shapes, and a
+/// cluster whose mix changes has forgotten the old one after some tens of thousands.
 const HALVED_AFTER: u32 = 4_096;
+/// Demands after which a new picture is taken: shares of a mix do not change in fewer, and a picture
+/// costs some fifty placements' look at one node.
+const PICTURED_AFTER: u32 = 64;
 
 /// What tells shapes apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -31,86 +39,101 @@ struct Shape {
     gpus: (u16, u16),
 }
 
-/// The demand shapes lately seen; each array by counter.
-#[derive(Clone, Debug)]
-pub(super) struct Shapes {
-    counters: FxHashMap<Shape, usize>,
-    shapes: [Shape; SHAPES],
-    /// Counters in use.
-    used: usize,
-    since_halved: u32,
-    /// What follows is compared in vector registers, hence floating: single precision is plenty.
-    weight: [f32; SHAPES],
-    cpu_millis: [f32; SHAPES],
-    memory_mib: [f32; SHAPES],
-    gpu_rank: [f32; SHAPES],
+#[derive(Clone, Copy, Debug, Default)]
+struct Counter {
+    shape: Shape,
+    count: f32,
+}
+
+/// Eight shapes of the picture. A shape that is not used has no weight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pictured {
+    /// Shares of one.
+    weight: f32x8,
+    cpu_millis: i32x8,
+    memory_mib: i32x8,
+    gpu_rank: i32x8,
     /// Thousandths of each device.
-    each: [f32; SHAPES],
+    each: i32x8,
 }
 
-impl Default for Shapes {
-    fn default() -> Self {
-        Self {
-            counters: FxHashMap::default(),
-            shapes: [Shape::default(); SHAPES],
-            used: 0,
-            since_halved: 0,
-            weight: [0.0; SHAPES],
-            cpu_millis: [0.0; SHAPES],
-            memory_mib: [0.0; SHAPES],
-            gpu_rank: [0.0; SHAPES],
-            each: [0.0; SHAPES],
-        }
-    }
+/// The demand shapes lately seen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shapes {
+    numbers: FxHashMap<Shape, usize>,
+    counters: Vec<Counter>,
+    since_halved: u32,
+    since_pictured: u32,
+    picture: Vec<Pictured>,
+    version: u32,
 }
 
-/// Quantities beyond 2^24 are rounded to a few parts in ten million.
-#[expect(clippy::cast_precision_loss, reason = "a measure, not an account")]
-fn float(quantity: u32) -> f32 {
-    quantity as f32
+fn lane(quantity: u32) -> i32 {
+    i32::try_from(quantity).unwrap_or(i32::MAX)
 }
 
 impl Shapes {
+    /// Changes when what [`Self::waste`] says of a node may change.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
     /// A demand has been seen.
     pub(super) fn note(&mut self, demand: &Demand) {
-        let gpus = demand.gpu_shape();
-        if gpus.0 == 0 {
-            return;
-        }
         let shape = Shape {
             cpu_millis: demand.cpu_millis,
             memory_mib: demand.memory_mib,
-            gpus,
+            gpus: demand.gpu_shape(),
         };
-        let counter = self.counters.get(&shape).copied();
-        let counter = counter.unwrap_or_else(|| self.take_over(shape));
-        self.weight[counter] += 1.0;
+        let number = self.numbers.get(&shape).copied();
+        let number = number.unwrap_or_else(|| self.take_over(shape));
+        self.counters[number].count += 1.0;
         self.since_halved += 1;
         if self.since_halved == HALVED_AFTER {
             self.since_halved = 0;
-            for weight in &mut self.weight {
-                *weight *= 0.5;
+            for counter in &mut self.counters {
+                counter.count *= 0.5;
             }
+        }
+        self.since_pictured += 1;
+        if self.since_pictured == PICTURED_AFTER || self.version < PICTURED_AFTER {
+            self.take_picture();
         }
     }
 
     fn take_over(&mut self, shape: Shape) -> usize {
-        let counter = if self.used < SHAPES {
-            self.used += 1;
-            self.used - 1
+        let number = if self.counters.len() < SHAPES {
+            self.counters.push(Counter::default());
+            self.counters.len() - 1
         } else {
-            let rarest = (0..SHAPES).min_by(|&a, &b| self.weight[a].total_cmp(&self.weight[b]));
+            let rarest = (0..SHAPES)
+                .min_by(|&a, &b| self.counters[a].count.total_cmp(&self.counters[b].count));
             let rarest = rarest.unwrap_or(0);
-            self.counters.remove(&self.shapes[rarest]);
+            self.numbers.remove(&self.counters[rarest].shape);
             rarest
         };
-        self.counters.insert(shape, counter);
-        self.shapes[counter] = shape;
-        self.cpu_millis[counter] = float(shape.cpu_millis);
-        self.memory_mib[counter] = float(shape.memory_mib);
-        self.gpu_rank[counter] = f32::from(gpu::rank_of_demand(shape.gpus));
-        self.each[counter] = f32::from(shape.gpus.1);
-        counter
+        self.numbers.insert(shape, number);
+        self.counters[number].shape = shape;
+        number
+    }
+
+    fn take_picture(&mut self) {
+        self.since_pictured = 0;
+        self.version += 1;
+        let total: f32 = self.counters.iter().map(|counter| counter.count).sum();
+        self.picture.clear();
+        for counters in self.counters.chunks(LANES) {
+            let mut pictured = Pictured::default();
+            for (at, Counter { shape, count }) in counters.iter().enumerate() {
+                let gpu_rank = gpu::rank_of_demand(shape.gpus);
+                pictured.weight.as_mut_array()[at] = count / total;
+                pictured.cpu_millis.as_mut_array()[at] = lane(shape.cpu_millis);
+                pictured.memory_mib.as_mut_array()[at] = lane(shape.memory_mib);
+                pictured.gpu_rank.as_mut_array()[at] = gpu_rank.into();
+                pictured.each.as_mut_array()[at] = shape.gpus.1.into();
+            }
+            self.picture.push(pictured);
+        }
     }
 
     /// The free GPU capacity of a node that the shapes can't use, weighted by their frequency.
@@ -119,29 +142,26 @@ impl Shapes {
         if total == 0 {
             return 0.0;
         }
-        let mut small = [0.0; SHAPES];
-        for &rest in devices {
-            // Whole devices suffice for every share, and used-up ones waste nothing.
-            if rest > 0 && rest < GPU_MILLIS {
-                let rest = f32::from(rest);
-                for (small, &each) in small.iter_mut().zip(&self.each) {
-                    *small += if each > rest { rest } else { 0.0 };
-                }
+        // Whole devices suffice for every share, and used-up ones waste nothing.
+        let is_rest = |rest: &u16| *rest > 0 && *rest < GPU_MILLIS;
+        let total = i32x8::splat(lane(total));
+        let cpu_millis = i32x8::splat(lane(free.cpu_millis));
+        let memory_mib = i32x8::splat(lane(free.memory_mib));
+        let gpu_rank = i32x8::splat(free.gpu_rank.into());
+        let mut sum = f32x8::ZERO;
+        for shapes in &self.picture {
+            let mut wasted = i32x8::ZERO;
+            for &rest in devices.iter().filter(|rest| is_rest(rest)) {
+                let rest = i32x8::splat(rest.into());
+                wasted += rest & shapes.each.simd_gt(rest);
             }
+            let lacks = shapes.cpu_millis.simd_gt(cpu_millis)
+                | shapes.memory_mib.simd_gt(memory_mib)
+                | shapes.gpu_rank.simd_gt(gpu_rank);
+            wasted = (total & lacks) | (wasted & !lacks);
+            sum += shapes.weight * f32x8::from_i32x8(wasted);
         }
-        let total = float(total);
-        let cpu_millis = float(free.cpu_millis);
-        let memory_mib = float(free.memory_mib);
-        let gpu_rank = f32::from(free.gpu_rank);
-        let mut sums = [0.0; 4];
-        for counter in 0..SHAPES {
-            let holds = (cpu_millis >= self.cpu_millis[counter])
-                & (memory_mib >= self.memory_mib[counter])
-                & (gpu_rank >= self.gpu_rank[counter]);
-            let wasted = if holds { small[counter] } else { total };
-            sums[counter % 4] += self.weight[counter] * wasted;
-        }
-        sums.iter().sum()
+        sum.reduce_add()
     }
 }
 
@@ -173,29 +193,35 @@ mod tests {
         let mut shapes = Shapes::default();
         shapes.note(&demand(1_000, 0, 500));
         shapes.note(&demand(4_000, 1, 0));
-        shapes.note(&demand(4_000, 0, 0));
-        assert_eq!(waste(&shapes, 4_000, &[1_000, 1_000]), 0.0);
-        assert_eq!(
-            waste(&shapes, 4_000, &[1_000, 600]),
-            600.0,
-            "for whole devices"
-        );
-        assert_eq!(
-            waste(&shapes, 4_000, &[1_000, 400]),
-            800.0,
-            "too small for both"
-        );
-        assert_eq!(
-            waste(&shapes, 4_000, &[600]),
-            600.0,
-            "no whole device is there"
-        );
-        assert_eq!(
-            waste(&shapes, 1_000, &[1_000]),
-            1_000.0,
-            "without the CPUs for one"
-        );
-        assert_eq!(waste(&shapes, 0, &[1_000]), 2_000.0, "without CPUs");
+        shapes.note(&demand(500, 0, 0));
+        shapes.note(&demand(500, 0, 0));
+        let cases: [(u32, &[u16], f32, &str); 6] = [
+            (4_000, &[1_000, 1_000], 0.0, "all can use all"),
+            (
+                4_000,
+                &[1_000, 600],
+                600.0,
+                "the rest is too small for whole devices",
+            ),
+            (
+                4_000,
+                &[1_000, 400],
+                800.0,
+                "the rest is too small for both",
+            ),
+            (4_000, &[600], 600.0, "no whole device is there"),
+            (
+                1_000,
+                &[1_000],
+                1_000.0,
+                "without the CPUs for a whole device",
+            ),
+            (0, &[1_000], 4_000.0, "without CPUs"),
+        ];
+        for (cpu_millis, devices, expected, why) in cases {
+            // Each of the four demands weighs a quarter.
+            assert_eq!(waste(&shapes, cpu_millis, devices) * 4.0, expected, "{why}");
+        }
     }
 
     #[test]
@@ -207,12 +233,12 @@ mod tests {
         for cpu_millis in 0..10_000 {
             shapes.note(&demand(cpu_millis + 10_000, 1, 0));
         }
-        assert_eq!(shapes.counters.len(), SHAPES);
+        assert_eq!(shapes.numbers.len(), SHAPES);
         let frequent = Shape {
             cpu_millis: 7_000,
             memory_mib: 0,
             gpus: (1, 1_000),
         };
-        assert!(shapes.counters.contains_key(&frequent));
+        assert!(shapes.numbers.contains_key(&frequent));
     }
 }
