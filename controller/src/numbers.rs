@@ -121,7 +121,7 @@ fn widen(low: u32, newest: u64) -> u64 {
     if here <= newest {
         here
     } else {
-        here.checked_sub(1 << 32).unwrap_or(0)
+        here.saturating_sub(1 << 32)
     }
 }
 

@@ -168,7 +168,13 @@ async fn put(
     replace: bool,
 ) -> Result<Workload, Refused> {
     match app
-        .ask(actor, Call::PutWorkload { workload, replace })
+        .ask(
+            actor,
+            Call::PutWorkload {
+                workload: Box::new(workload),
+                replace,
+            },
+        )
         .await?
     {
         Reply::Workload(workload) => shown(actor, &OneQuery::default(), *workload),

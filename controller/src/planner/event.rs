@@ -71,7 +71,7 @@ pub enum Event {
     Request {
         token: Token,
         actor: Actor,
-        call: Call,
+        call: Box<Call>,
     },
     /// A scheduler has answered HELLO with WELCOME.
     SessionUp(SessionUp),
@@ -147,7 +147,7 @@ pub enum Call {
     },
     /// `replace`: it must exist already.
     PutWorkload {
-        workload: CreateWorkload,
+        workload: Box<CreateWorkload>,
         replace: bool,
     },
     DeleteWorkload {

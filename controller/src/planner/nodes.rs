@@ -294,7 +294,7 @@ impl State {
             self.record_node(index, "node_connected", Severity::Info, text.to_owned());
         }
         let agrees = believed == (said.attempts, said.digest);
-        self.consider_pull(index, agrees && !(rebooted && !first));
+        self.consider_pull(index, agrees && (first || !rebooted));
         self.assert_mode(index);
         self.leave_suspension();
     }

@@ -564,7 +564,8 @@ impl State {
                     .hint("drain it and stop its launcher first"),
             );
         }
-        if !fenced && !(node.attempts.is_empty() && self.link.uncertain.is_empty()) {
+        let empty = node.attempts.is_empty() && self.link.uncertain.is_empty();
+        if !fenced && !empty {
             return Err(Refused::new(
                 ErrorCode::Conflict,
                 format!("node {name} may still run instances"),

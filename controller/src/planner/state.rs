@@ -114,6 +114,9 @@ pub(crate) struct Submission {
     pub(crate) waiters: Vec<(Token, bool)>,
 }
 
+/// Tenant, workload and spec: equal ones share a template.
+pub(crate) type TemplateKey = (Arc<str>, Option<Arc<str>>, Arc<Spec>);
+
 /// What the planner knows. Everything in it but the node statistics can be had again from the
 /// store and the scheduler.
 #[derive(Debug)]
@@ -129,7 +132,7 @@ pub struct State {
     pub(crate) tenant_index: HashMap<Arc<str>, u32>,
     pub(crate) workloads: BTreeMap<(Arc<str>, Arc<str>), WorkloadRow>,
     pub(crate) templates: FxHashMap<u32, Arc<Template>>,
-    pub(crate) template_index: HashMap<(Arc<str>, Option<Arc<str>>, Arc<Spec>), u32>,
+    pub(crate) template_index: HashMap<TemplateKey, u32>,
     pub(crate) next_template: u32,
     pub(crate) submissions: Vec<Option<Submission>>,
     pub(crate) free_submissions: Vec<u32>,
@@ -631,7 +634,7 @@ impl State {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Request { token, actor, call } => self.on_request(token, &actor, call),
+            Event::Request { token, actor, call } => self.on_request(token, &actor, *call),
             Event::SessionUp(up) => self.on_session_up(up),
             Event::SessionDown { reason } => self.on_session_down(&reason),
             Event::Frame(frame) => self.on_frame(frame),

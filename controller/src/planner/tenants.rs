@@ -61,7 +61,7 @@ impl State {
                 Ok(Some(Reply::Workload(Box::new(workload_view(row)))))
             }
             Call::PutWorkload { workload, replace } => {
-                self.put_workload(token, actor, workload, replace)
+                self.put_workload(token, actor, *workload, replace)
             }
             Call::DeleteWorkload { tenant, name } => {
                 let key = self.workload_key(actor, tenant.as_deref(), &name)?;

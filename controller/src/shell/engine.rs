@@ -146,7 +146,7 @@ impl Engine {
                 events.push(Event::Request {
                     token: Token(token),
                     actor,
-                    call,
+                    call: Box::new(call),
                 });
             }
             Message::Up { up, link } => {

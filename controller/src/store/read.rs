@@ -62,6 +62,9 @@ pub struct Ended {
     pub end: EndRow,
 }
 
+/// How many instances are in which state.
+pub type Counts = Vec<(InstanceState, u32)>;
+
 /// One page of ended instances.
 #[derive(Clone, Debug, Default)]
 pub struct EndedPage {
@@ -269,7 +272,7 @@ impl Reader {
         &self,
         request: Uuid,
         tenant: Option<&str>,
-    ) -> Result<Option<(SubmissionRow, Vec<(InstanceState, u32)>)>, StoreError> {
+    ) -> Result<Option<(SubmissionRow, Counts)>, StoreError> {
         let handle = self.handle();
         let row = handle
             .connection
@@ -289,10 +292,7 @@ impl Reader {
     ///
     /// # Errors
     /// If the database fails.
-    pub fn ended_counts(
-        &self,
-        row: &SubmissionRow,
-    ) -> Result<Vec<(InstanceState, u32)>, StoreError> {
+    pub fn ended_counts(&self, row: &SubmissionRow) -> Result<Counts, StoreError> {
         ended_counts(&self.handle().connection, row)
     }
 
@@ -353,10 +353,7 @@ impl Reader {
     }
 }
 
-fn ended_counts(
-    connection: &Connection,
-    row: &SubmissionRow,
-) -> Result<Vec<(InstanceState, u32)>, StoreError> {
+fn ended_counts(connection: &Connection, row: &SubmissionRow) -> Result<Counts, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT state, count(*) FROM ends WHERE seq >= ?1 AND seq < ?1 + ?2 GROUP BY state",
     )?;

@@ -41,8 +41,7 @@ async fn each_route_is_open_to_its_roles_alone() {
                 let concrete = path
                     .replace("{request_id}", "0192b3c4-0000-7000-8000-000000000000")
                     .replace("{id}", "0192b3c4-0000-7000-8000-000000000000")
-                    .replace('{', "")
-                    .replace('}', "");
+                    .replace(['{', '}'], "");
                 let mut client = cluster.controller.client(credentials.clone()).await;
                 let response = client.raw(&method.to_uppercase(), &concrete, "{}").await;
                 tried += 1;

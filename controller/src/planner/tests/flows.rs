@@ -469,7 +469,7 @@ fn a_workload_is_a_template_with_overrides() {
         spec,
     };
     let put = |replace| Call::PutWorkload {
-        workload: workload.clone(),
+        workload: Box::new(workload.clone()),
         replace,
     };
     h.ask(admin(), put(false)).unwrap();

@@ -283,7 +283,7 @@ impl Harness {
         self.step(Event::Request {
             token: Token(token),
             actor,
-            call,
+            call: Box::new(call),
         });
         token
     }

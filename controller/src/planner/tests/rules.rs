@@ -8,7 +8,7 @@ use crate::store::AfterStop;
 fn rule_01_an_attempt_is_committed_before_it_is_sent_and_never_sent_again() {
     let mut h = Harness::new();
     let a = node("a");
-    h.connect(&[a.clone()]);
+    h.connect(std::slice::from_ref(&a));
     h.auto_commit = false;
     let call = h.submit_call(sim(), 1);
     let token = h.ask_later(admin(), Call::Submit(Box::new(call)));
