@@ -6,8 +6,8 @@ use crate::planner::{Actor, Refused};
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
 use http_body_util::BodyExt as _;
-use http_body_util::Limited;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// A JSON body: a spec with its environment, arguments and cloud-init data fits into a START of
 /// 256 KiB, and JSON may escape it.
 const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// What is read of a larger one, to be able to answer.
+const MAX_DRAINED_BYTES: usize = 8 << 20;
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -117,7 +120,33 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// A JSON body, and its bytes; an empty one is `{}`.
+/// Reads a body up to its limit. More is thrown away, up to a limit again, so that a client that
+/// is still sending gets to read the refusal.
+async fn read_bounded(mut body: Body) -> Result<BytesMut, Refused> {
+    let mut bytes = BytesMut::new();
+    let mut total = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| invalid(format!("the body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        total += data.len();
+        if total <= MAX_JSON_BYTES {
+            bytes.extend_from_slice(&data);
+        } else if total > MAX_DRAINED_BYTES {
+            break;
+        }
+    }
+    if total > MAX_JSON_BYTES {
+        return Err(Refused::new(
+            ErrorCode::TooLarge,
+            format!("the body is larger than {MAX_JSON_BYTES} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
+/// A JSON body; an empty one is `{}`.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -125,20 +154,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Refused;
 
     async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, Refused> {
-        let collected = Limited::new(request.into_body(), MAX_JSON_BYTES)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    Refused::new(
-                        ErrorCode::TooLarge,
-                        format!("the body is larger than {MAX_JSON_BYTES} bytes"),
-                    )
-                } else {
-                    invalid(format!("the body can't be read: {error}"))
-                }
-            })?;
-        let bytes = collected.to_bytes();
+        let bytes = read_bounded(request.into_body()).await?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(bytes)
             .map(Self)
