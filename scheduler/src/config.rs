@@ -72,6 +72,10 @@ pub struct SchedulerConfig {
     /// Default: 16,384.
     #[serde(default = "default_max_connections")]
     pub max_connections: usize,
+    /// How often the certificate files are looked at for changes, in milliseconds, 100 to
+    /// 3,600,000; sessions are verified again after one. Default: 10,000.
+    #[serde(default = "default_reload_interval_ms")]
+    pub reload_interval_ms: u64,
 }
 
 /// Time limits of sessions, in milliseconds.
@@ -181,6 +185,10 @@ const fn default_warm_up_ms() -> u64 {
     5_000
 }
 
+const fn default_reload_interval_ms() -> u64 {
+    10_000
+}
+
 const fn default_max_connections() -> usize {
     16_384
 }
@@ -236,6 +244,7 @@ impl SchedulerConfig {
             timeouts: TimeoutsConfig::default(),
             queues: QueuesConfig::default(),
             max_connections: default_max_connections(),
+            reload_interval_ms: default_reload_interval_ms(),
         }
     }
 
@@ -280,6 +289,12 @@ impl SchedulerConfig {
             ("stats_interval_ms", self.stats_interval_ms, 100, 60_000),
             ("start_window", u64::from(self.start_window), 1, 65_536),
             ("warm_up_ms", self.warm_up_ms, 0, 600_000),
+            (
+                "reload_interval_ms",
+                self.reload_interval_ms,
+                100,
+                3_600_000,
+            ),
             (
                 "max_connections",
                 self.max_connections as u64,
@@ -411,7 +426,7 @@ mod tests {
         let text = format!(
             "listen = '127.0.0.1:1'\nops_listen = ''\nfit = 'few'\nchoices = 4\nspread = 'skip'\n\
              lease_ms = 2000\nstats_interval_ms = 200\nstart_window = 64\nwarm_up_ms = 0\n\
-             max_connections = 100\n[timeouts]\nhandshake_ms = 1000\n[queues]\n\
+             max_connections = 100\nreload_interval_ms = 500\n[timeouts]\nhandshake_ms = 1000\n[queues]\n\
              bulk_limit_bytes = 2000000\n{LEAST}"
         );
         let config = SchedulerConfig::parse(&text).unwrap();

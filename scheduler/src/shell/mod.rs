@@ -31,8 +31,6 @@ use tracing::{info, warn};
 
 /// Connections between their HELLO and the frame thread's next turn.
 const GREETED: usize = 1024;
-/// How often the credentials' files are looked at.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A scheduler that has its ports and does not serve yet.
 #[derive(Debug)]
@@ -134,7 +132,8 @@ impl Scheduler {
                 ending.clone(),
             ));
         }
-        tokio::spawn(keep_credentials_fresh(shared, ending.clone()));
+        let interval = Duration::from_millis(config.reload_interval_ms);
+        tokio::spawn(keep_credentials_fresh(shared, interval, ending.clone()));
         let accepting = accept::accept_all(frames, &config, credentials, greeted, ending.clone());
         let mut ended = std::pin::pin!(wait_for(ended));
         tokio::select! {
@@ -175,12 +174,12 @@ fn start_frame_thread(
 }
 
 /// Loads the credentials anew when one of their files has changed.
-async fn keep_credentials_fresh(shared: Shared, shutdown: CancellationToken) {
+async fn keep_credentials_fresh(shared: Shared, interval: Duration, shutdown: CancellationToken) {
     let mut known = changed_at(shared.credentials.files());
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(RELOAD_INTERVAL) => {}
+            () = tokio::time::sleep(interval) => {}
         }
         let now = changed_at(shared.credentials.files());
         if now == known {

@@ -2,7 +2,8 @@
 
 use pronto_protocol::transport::{Credentials, TlsFiles};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -23,11 +24,38 @@ impl Ca {
         std::fs::create_dir_all(&directory).unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
         std::fs::write(directory.join("ca.pem"), issuer.pem()).unwrap();
         Self { issuer, directory }
+    }
+
+    /// Writes the list of those whose certificates are revoked, in one step.
+    pub(crate) fn revoke(&self, revoked: &[&str]) -> PathBuf {
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2120, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked
+                .iter()
+                .map(|who| RevokedCertParams {
+                    serial_number: serial_of(who),
+                    revocation_time: date_time_ymd(2020, 1, 1),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let (path, new) = (
+            self.directory.join("crl.pem"),
+            self.directory.join("crl.new"),
+        );
+        std::fs::write(&new, list.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        path
     }
 
     /// Certificate and key of `spiffe://test/<who>`.
@@ -37,6 +65,7 @@ impl Ca {
         params
             .subject_alt_names
             .push(SanType::URI(uri.as_str().try_into().unwrap()));
+        params.serial_number = Some(serial_of(who));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let path = |suffix: &str| self.directory.join(who.replace('/', "-") + suffix);
@@ -54,6 +83,11 @@ impl Ca {
     pub(crate) fn credentials(&self, who: &str) -> Arc<Credentials> {
         Credentials::load(&self.issue(who)).unwrap()
     }
+}
+
+/// A number for a name: its own bytes, so that a test can name whom it revokes.
+fn serial_of(who: &str) -> SerialNumber {
+    SerialNumber::from(who.as_bytes().iter().copied().take(16).collect::<Vec<u8>>())
 }
 
 impl Drop for Ca {

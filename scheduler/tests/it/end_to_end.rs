@@ -42,6 +42,8 @@ impl Daemon {
     fn start() -> Self {
         let ca = Ca::new();
         let mut config = SchedulerConfig::new(ca.issue("scheduler/s1"));
+        config.tls.crl = Some(ca.revoke(&[]));
+        config.reload_interval_ms = 100;
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.ops_listen = Some(config.listen);
         config.queues.launcher_mark_bytes = 4096;
@@ -296,6 +298,30 @@ async fn who_is_not_welcome_hears_why() {
         "{}",
         refused.text
     );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_launcher_is_ended_and_the_others_stay() {
+    let daemon = Daemon::start();
+    let mut revoked = daemon.launcher("n1", capacity(1000)).await;
+    let mut other = daemon.launcher("n2", capacity(1000)).await;
+    daemon.ca.revoke(&["launcher/n1"]);
+    let error = loop {
+        if let Err(error) = revoked.next().await {
+            break error;
+        }
+    };
+    let WireError::Session(SessionError::Refused { operand, refusal }) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (*operand, refusal.code),
+        (Operand::Unauthorized, RefusalCode::CertificateInvalid)
+    );
+    let ready = status(0, capacity(1000));
+    other.send(Frame::request(Operand::Ready, 2, ready)).await;
+    other.expect(Operand::Lease).await;
     daemon.stop().await;
 }
 

@@ -2,12 +2,12 @@
 
 use crate::harness::*;
 use pronto_payloads::codec;
-use pronto_payloads::control::{Ack, Delete, Failure, SetMode, Stop};
+use pronto_payloads::control::{Ack, Delete, Failure, PullInventory, SetMode, Stop};
 use pronto_payloads::hello::Mode;
-use pronto_payloads::ids::{Attempt, OwnerId, Version};
-use pronto_payloads::instance::{InstanceUsage, Usage};
+use pronto_payloads::ids::{Attempt, BootId, OwnerId, Seq, SessionEpoch, Version};
+use pronto_payloads::instance::{InstanceUsage, Inventory, Usage};
 use pronto_payloads::node::{NodeLoad, NodeState, Nodes, Stats, StatsBatch};
-use pronto_protocol::{Frame, Operand, Refusal};
+use pronto_protocol::{Flags, Frame, Operand, Refusal};
 
 fn commands() -> Vec<(Operand, bytes::Bytes, Operand)> {
     let id = attempt(1);
@@ -193,7 +193,7 @@ fn a_status_that_cannot_be_true_is_answered_and_changes_nothing() {
     let (mut world, controller) = World::active();
     let node = world.node("n1", capacity(1000));
     let later = Node {
-        epoch: pronto_payloads::ids::SessionEpoch(2),
+        epoch: SessionEpoch(2),
         ..node.clone()
     };
     let bad = [
@@ -208,4 +208,34 @@ fn a_status_that_cannot_be_true_is_answered_and_changes_nothing() {
     }
     assert_eq!(world.broker.counters().bad_statuses, 3);
     world.placed(&controller, &start(attempt(1), cpu(1000)));
+}
+
+#[test]
+fn an_inventory_is_asked_for_and_comes_in_pages() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let pull = to_node("n1", codec::encode(&PullInventory { owner: OWNER }));
+    world.send(
+        controller.session,
+        Frame::request(Operand::Inventory, 50, pull),
+    );
+    let asked = world.expect(node.session, Operand::Inventory);
+    let page = |page| {
+        codec::encode(&Inventory {
+            owner: OWNER,
+            boot_id: BootId([2; 16]),
+            session_epoch: SessionEpoch(1),
+            applied_seq: Seq(0),
+            page,
+            entries: Vec::new(),
+        })
+    };
+    let answer = |number| Frame::answer(Operand::InventoryPage, asked.correlation, page(number));
+    world.send(node.session, answer(0));
+    world.send(node.session, answer(1).with_flags(Flags::LAST));
+    for number in 0..2 {
+        let frame = world.expect(controller.session, Operand::InventoryPage);
+        assert_eq!((frame.correlation, last(&frame)), (50, number == 1));
+        assert_eq!(from_node(&frame).1, page(number));
+    }
 }

@@ -64,3 +64,34 @@ fn a_launcher_whose_session_broke_under_a_start_is_passed_over() {
     world.close(broken.session);
     world.expect(controller.session, Operand::NodeDisconnected);
 }
+
+#[test]
+fn a_stopped_agent_stalls_nobody_and_loses_nothing() {
+    let (mut world, controller) = World::active();
+    let stopped = world.node("n1", capacity(1000));
+    let lively = world.node("n2", capacity(1000));
+    // Its queue has reached its mark with the first START, and its bound before the next.
+    world.set_state(stopped.session, Queued::Brimming);
+    world.placed(&controller, &start(attempt(1), cpu(10)));
+    world.set_state(stopped.session, Queued::Full);
+    for instance in 2..50 {
+        let (placed, _) = world.placed(&controller, &start(attempt(instance), cpu(10)));
+        assert_eq!(placed.node, "n2");
+    }
+    // A bound that is met without warning undoes the placement, and the START goes elsewhere.
+    world.set_state(lively.session, Queued::Full);
+    let refused = world.refused(&controller, &start(attempt(50), cpu(10)));
+    assert_eq!(refused.refusal, Refusal::CloudFull);
+    world.set_state(lively.session, Queued::Room);
+    world.event(Event::Drained {
+        session: lively.session,
+    });
+    world.end_turn();
+    world.expect(controller.session, Operand::Capacity);
+    let (placed, stamp) = world.placed(&controller, &start(attempt(50), cpu(10)));
+    assert_eq!(
+        (placed.node.as_str(), stamp.seq.0),
+        ("n2", 49),
+        "no number was spent on it"
+    );
+}

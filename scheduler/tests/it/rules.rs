@@ -7,12 +7,12 @@ use pronto_payloads::hello::OwnerSummary;
 use pronto_payloads::ids::{
     BootId, ControllerEpoch, Generation, NodeUuid, OwnerId, SessionEpoch, Term,
 };
-use pronto_payloads::instance::{End, EndCause, InstanceReport, Inventory, Phase, Usage};
+use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase, Usage};
 use pronto_payloads::node::{Lease, NodeConnected, NodeDisconnected, NodeState, Nodes};
 use pronto_payloads::place::{CapacityGrown, Explain, Explanation, Reason, Refusal, StartFailure};
 use pronto_payloads::{control, demand::Runtime, ids};
 use pronto_protocol::{Frame, Operand, Purpose, RefusalCode, Role};
-use pronto_scheduler::core::{BrokerConfig, Queued};
+use pronto_scheduler::core::BrokerConfig;
 
 #[test]
 fn rule_01_every_start_is_answered_once() {
@@ -563,71 +563,4 @@ fn a_node_that_fails_everything_is_left_alone_for_a_while_that_doubles() {
     world.skip_all(Operand::InstanceChanged);
     world.placed(&controller, &start(attempt(11), cpu(1)));
     assert_eq!(world.broker.counters().back_offs, 2);
-}
-
-#[test]
-fn an_inventory_is_asked_for_and_comes_in_pages() {
-    let (mut world, controller) = World::active();
-    let node = world.node("n1", capacity(1000));
-    let pull = to_node(
-        "n1",
-        codec::encode(&control::PullInventory { owner: OWNER }),
-    );
-    world.send(
-        controller.session,
-        Frame::request(Operand::Inventory, 50, pull),
-    );
-    let asked = world.expect(node.session, Operand::Inventory);
-    let page = |page| {
-        codec::encode(&Inventory {
-            owner: OWNER,
-            boot_id: BootId([2; 16]),
-            session_epoch: SessionEpoch(1),
-            applied_seq: ids::Seq(0),
-            page,
-            entries: Vec::new(),
-        })
-    };
-    let answer = |number| Frame::answer(Operand::InventoryPage, asked.correlation, page(number));
-    world.send(node.session, answer(0));
-    world.send(
-        node.session,
-        answer(1).with_flags(pronto_protocol::Flags::LAST),
-    );
-    for number in 0..2 {
-        let frame = world.expect(controller.session, Operand::InventoryPage);
-        assert_eq!((frame.correlation, last(&frame)), (50, number == 1));
-        assert_eq!(from_node(&frame).1, page(number));
-    }
-}
-
-#[test]
-fn a_stopped_agent_stalls_nobody_and_loses_nothing() {
-    let (mut world, controller) = World::active();
-    let stopped = world.node("n1", capacity(1000));
-    let lively = world.node("n2", capacity(1000));
-    // Its queue has reached its mark with the first START, and its bound before the next.
-    world.set_state(stopped.session, Queued::Brimming);
-    world.placed(&controller, &start(attempt(1), cpu(10)));
-    world.set_state(stopped.session, Queued::Full);
-    for instance in 2..50 {
-        let (placed, _) = world.placed(&controller, &start(attempt(instance), cpu(10)));
-        assert_eq!(placed.node, "n2");
-    }
-    // A bound that is met without warning undoes the placement, and the START goes elsewhere.
-    world.set_state(lively.session, Queued::Full);
-    let refused = world.refused(&controller, &start(attempt(50), cpu(10)));
-    assert_eq!(refused.refusal, Refusal::CloudFull);
-    world.set_state(lively.session, Queued::Room);
-    world.event(pronto_scheduler::core::Event::Drained {
-        session: lively.session,
-    });
-    world.end_turn();
-    world.expect(controller.session, Operand::Capacity);
-    let (placed, stamp) = world.placed(&controller, &start(attempt(50), cpu(10)));
-    assert_eq!(
-        (placed.node.as_str(), stamp.seq.0),
-        ("n2", 49),
-        "no number was spent on it"
-    );
 }
