@@ -190,6 +190,10 @@ impl AttemptStore {
         for entry in fs::read_dir(store.directory.instances())? {
             let path = entry?.path();
             let Ok(bytes) = fs::read(path.join(KEPT_FILE)) else {
+                // With neither it is the rest of a removal that a crash cut short.
+                if !path.join(RECORD_FILE).exists() {
+                    store.discard(&path);
+                }
                 continue;
             };
             match serde_json::from_slice::<Job>(&bytes) {

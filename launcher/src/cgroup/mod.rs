@@ -206,6 +206,7 @@ pub struct Group {
     limits: Option<Limits>,
     pids_current: File,
     memory_peak: Option<File>,
+    memory_current: File,
     memory_events: File,
     cpu: File,
     baseline: Counters,
@@ -231,7 +232,7 @@ impl Group {
             .into_iter()
             .map(join_file)
             .collect::<io::Result<_>>()?;
-        let (pids_current, memory_peak, memory_events, cpu) = match hierarchy {
+        let (pids_current, memory_peak, memory_current, memory_events, cpu) = match hierarchy {
             Hierarchy::V2 { base } => {
                 let base = base.join(name);
                 // Resetting the peak needs a write, which kernels before 6.12 refuse.
@@ -243,6 +244,7 @@ impl Group {
                 (
                     read(base.join("pids.current"))?,
                     peak,
+                    read(base.join("memory.current"))?,
                     read(base.join("memory.events"))?,
                     read(base.join("cpu.stat"))?,
                 )
@@ -257,6 +259,7 @@ impl Group {
                 (
                     read(pids.join(name).join("pids.current"))?,
                     Some(OpenOptions::new().read(true).write(true).open(peak)?),
+                    read(memory.join(name).join("memory.usage_in_bytes"))?,
                     read(memory.join(name).join("memory.oom_control"))?,
                     read(cpuacct.join(name).join("cpuacct.usage"))?,
                 )
@@ -269,6 +272,7 @@ impl Group {
             limits: None,
             pids_current,
             memory_peak,
+            memory_current,
             memory_events,
             cpu,
             baseline: Counters::default(),
@@ -286,42 +290,34 @@ impl Group {
         self.join.iter().map(AsFd::as_fd)
     }
 
-    /// Sets limits, and begins to count anew. Writes only what has changed.
+    /// Sets limits for the next workload. Writes only what has changed.
     ///
     /// # Errors
     /// If the kernel refuses a limit.
-    pub fn reset(&mut self, limits: Limits) -> io::Result<()> {
+    pub fn limit(&mut self, limits: Limits) -> io::Result<()> {
         if self.limits != Some(limits) {
             self.limits = None;
             self.write_limits(limits)?;
             self.limits = Some(limits);
         }
-        let counters = self.end_counters();
-        self.baseline = Counters {
-            cpu_us: counters.cpu_us,
-            oom_kills: counters.oom_kills,
-            ..Counters::default()
-        };
-        if let Some(peak) = &mut self.memory_peak {
-            // Where it can't be reset the peak may be an earlier workload's; the shim does not
-            // reuse groups then.
-            let _ = peak
-                .seek(SeekFrom::Start(0))
-                .and_then(|_| peak.write_all(b"0"));
-        }
         Ok(())
     }
 
-    /// Whether [`Group::reset`] really resets everything, so that the group may be reused.
+    /// Begins to count anew after a workload, and gives back memory that only it used. False if
+    /// the group can't be reused: kernels before 6.12 don't reset the peak of version 2.
     #[must_use]
-    pub fn is_reusable(&mut self) -> bool {
-        match &mut self.memory_peak {
-            Some(peak) => peak
-                .seek(SeekFrom::Start(0))
-                .and_then(|_| peak.write_all(b"0"))
-                .is_ok(),
-            None => false,
+    pub fn recycle(&mut self) -> bool {
+        self.baseline.cpu_us = self.cpu_us();
+        self.baseline.oom_kills = self.oom_kills();
+        if self.memory_current() > self.limits.map_or(0, |limits| limits.memory_bytes / 4) {
+            self.reclaim();
         }
+        let peak = self.memory_peak.as_mut();
+        peak.is_some_and(|peak| {
+            peak.seek(SeekFrom::Start(0))
+                .and_then(|_| peak.write_all(b"0"))
+                .is_ok()
+        })
     }
 
     /// Whether no process is in it.
@@ -330,26 +326,33 @@ impl Group {
         read_number(&mut self.pids_current) == Some(0)
     }
 
-    /// What is known at an end, since the last reset: CPU, peak, kills.
+    /// What is known at an end, since the group was recycled last: CPU, peak, kills.
     #[must_use]
     pub fn end_counters(&mut self) -> Counters {
-        let v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
-        let cpu_us = if v2 {
-            read_key(&mut self.cpu, "usage_usec").unwrap_or(0)
-        } else {
-            read_number(&mut self.cpu).unwrap_or(0) / 1000
-        };
-        let peak = self.memory_peak.as_mut().and_then(read_number).unwrap_or(0);
-        let oom_kills = read_key(&mut self.memory_events, "oom_kill").unwrap_or(0);
         Counters {
-            cpu_us: cpu_us.saturating_sub(self.baseline.cpu_us),
-            memory_peak_bytes: peak,
-            oom_kills: oom_kills.saturating_sub(self.baseline.oom_kills),
+            cpu_us: self.cpu_us().saturating_sub(self.baseline.cpu_us),
+            memory_peak_bytes: self.memory_peak.as_mut().and_then(read_number).unwrap_or(0),
+            oom_kills: self.oom_kills().saturating_sub(self.baseline.oom_kills),
             ..Counters::default()
         }
     }
 
-    /// CPU time at the last reset, to subtract from what [`counters`] reads.
+    fn cpu_us(&mut self) -> u64 {
+        match self.hierarchy {
+            Hierarchy::V2 { .. } => read_key(&mut self.cpu, "usage_usec").unwrap_or(0),
+            Hierarchy::V1 { .. } => read_number(&mut self.cpu).unwrap_or(0) / 1000,
+        }
+    }
+
+    fn oom_kills(&mut self) -> u64 {
+        read_key(&mut self.memory_events, "oom_kill").unwrap_or(0)
+    }
+
+    fn memory_current(&mut self) -> u64 {
+        read_number(&mut self.memory_current).unwrap_or(0)
+    }
+
+    /// CPU time when it was recycled last, to subtract from what [`counters`] reads.
     #[must_use]
     pub const fn baseline_cpu_us(&self) -> u64 {
         self.baseline.cpu_us
@@ -392,12 +395,15 @@ impl Group {
         signal_members(&base.join(&self.name), signal)
     }
 
-    /// Gives back memory that nobody in it uses, so that the next workload begins with none.
-    pub fn reclaim(&self) {
-        if let Hierarchy::V1 { memory, .. } = &self.hierarchy {
-            // It is a courtesy: the limit itself reclaims the same pages later.
-            let _ = fs::write(memory.join(&self.name).join("memory.force_empty"), "0");
-        }
+    /// Gives back memory that nobody in it uses: the caches of a workload that is over.
+    fn reclaim(&self) {
+        // It is a courtesy: the limit itself reclaims the same pages later.
+        let _ = match &self.hierarchy {
+            Hierarchy::V1 { memory, .. } => {
+                fs::write(memory.join(&self.name).join("memory.force_empty"), "0")
+            }
+            Hierarchy::V2 { base } => fs::write(base.join(&self.name).join("memory.reclaim"), "1G"),
+        };
     }
 
     /// Removes it; it must be empty.

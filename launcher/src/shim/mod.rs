@@ -169,9 +169,14 @@ impl Shim {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            // Output first, so that nobody's last words come after the word of its end.
+            // Output first, so that nobody's last words come after the word of its end; and its
+            // standard output before its errors, which is how most would have been written.
             let mut tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
-            tokens.sort_unstable_by_key(|token| std::cmp::Reverse(*token));
+            tokens.sort_unstable_by_key(|token| match *token {
+                pipe @ FIRST.. => (0, pipe),
+                // CONNECTION, SIGNALS, LISTENER.
+                other => (1, FIRST - other),
+            });
             for token in tokens {
                 match token {
                     LISTENER => self.accept(),
@@ -506,7 +511,7 @@ impl Shim {
                 Group::create(hierarchy, &format!("w{}", self.next_group))?
             }
         };
-        match group.reset(spawn.limits) {
+        match group.limit(spawn.limits) {
             Ok(()) => Ok(Some(group)),
             Err(error) => {
                 let _ = group.remove();
@@ -516,11 +521,7 @@ impl Shim {
     }
 
     fn put_group(&mut self, mut group: Group) {
-        let counters = group.end_counters();
-        if counters.memory_peak_bytes > 1 << 20 {
-            group.reclaim();
-        }
-        if self.pool.len() < POOLED_GROUPS && group.is_reusable() {
+        if group.recycle() && self.pool.len() < POOLED_GROUPS {
             self.pool.push(group);
         } else {
             // If it is not empty after all, the next shim's clearing takes it.

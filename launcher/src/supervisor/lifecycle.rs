@@ -88,6 +88,11 @@ impl Supervisor {
         if record.stage != Stage::Inputs(0) || record.stopping.is_some() {
             return;
         }
+        if now >= self.lease_until {
+            // Preparing may have taken longer than the lease lasted.
+            self.waiting.insert(id);
+            return;
+        }
         record.stage = Stage::Launched;
         effects.push(Effect::Start {
             job: Arc::clone(&record.job),
@@ -488,8 +493,16 @@ impl Supervisor {
     /// Waiting attempts go on under a new lease.
     pub(super) fn launch_waiting(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         for id in std::mem::take(&mut self.waiting) {
-            self.report_at(id, now.after(RECEIVED_REPORT));
-            self.launch(now, id, effects);
+            if self
+                .records
+                .get(&id)
+                .is_some_and(|record| record.stage == Stage::Waiting)
+            {
+                self.report_at(id, now.after(RECEIVED_REPORT));
+                self.launch(now, id, effects);
+            } else {
+                self.start_when_ready(now, id, effects);
+            }
         }
     }
 

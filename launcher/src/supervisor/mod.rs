@@ -108,7 +108,8 @@ pub struct Supervisor {
     owner_leases: BTreeMap<OwnerId, Moment>,
     /// When records want attention: reports and deadlines.
     alarms: BTreeSet<(Moment, AttemptId)>,
-    /// Accepted, but to be handed to the runtime only under a lease: what a restart found unstarted.
+    /// Accepted, but to be prepared or started only under a lease: what a restart found unstarted,
+    /// or what took longer to prepare than the lease lasted.
     waiting: BTreeSet<AttemptId>,
     /// The last step's moment, to see gaps.
     stepped_at: Option<Moment>,
@@ -290,10 +291,13 @@ impl Supervisor {
                 .count()
         );
         for id in &self.waiting {
+            let stage = self.records.get(id).map(|record| record.stage);
             assert!(
-                self.records
-                    .get(id)
-                    .is_some_and(|record| record.stage == record::Stage::Waiting)
+                matches!(
+                    stage,
+                    Some(record::Stage::Waiting | record::Stage::Inputs(0))
+                ),
+                "what waits for a lease has not been started: {id:?}"
             );
         }
     }

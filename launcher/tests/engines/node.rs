@@ -156,12 +156,9 @@ impl Node {
     }
 
     pub(crate) fn processes(&self) -> ExecSettings {
-        let program = std::env::current_exe().expect("a test has a path");
-        let words = ["shim", "--exact", "--nocapture", "--test-threads=1"].map(str::to_owned);
-        let command = std::iter::once(program.to_string_lossy().into_owned()).chain(words);
         ExecSettings {
             data_dir: self.data_dir.clone(),
-            shim_command: command.collect(),
+            shim_command: vec![env!("CARGO_BIN_EXE_pronto-launcher-shim").into()],
             hierarchy: None,
             user: None,
             node: self.variables(),

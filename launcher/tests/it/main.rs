@@ -1,4 +1,7 @@
 //! Tests of the launcher against the real thing: real processes, a real shim, real control groups.
 
+mod certs;
 mod exec;
 mod node;
+mod scheduler;
+mod whole;

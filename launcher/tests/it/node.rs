@@ -301,3 +301,17 @@ fn subject(event: &Event) -> Option<AttemptId> {
 pub(crate) fn exited(code: i32) -> EndCause {
     EndCause::Exited { code }
 }
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        // A failed test must not leave its processes behind.
+        let shim = std::fs::read_to_string(self.directory.path().join("shim.pid"));
+        let shim = shim.ok().and_then(|pid| pid.trim().parse().ok());
+        if let Some(pid) = shim.and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}

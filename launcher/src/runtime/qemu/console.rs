@@ -16,11 +16,13 @@ pub(super) struct Console {
     line: Vec<u8>,
     exit_code: Option<i32>,
     panicked: bool,
+    spoke: bool,
 }
 
 impl Console {
     /// The next bytes of the console.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
+        self.spoke |= !bytes.is_empty();
         for &byte in bytes {
             match byte {
                 // Serial consoles end lines with both; an empty line says nothing.
@@ -48,6 +50,11 @@ impl Console {
     pub(super) fn exit_code(&mut self) -> Option<i32> {
         self.end_line();
         self.exit_code
+    }
+
+    /// Whether anything was printed at all.
+    pub(super) const fn spoke(&self) -> bool {
+        self.spoke
     }
 
     /// Whether its kernel gave up.

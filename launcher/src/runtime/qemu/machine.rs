@@ -44,20 +44,32 @@ pub(super) fn vcpus(demand: &Demand) -> u32 {
     demand.cpu_millis.div_ceil(1000).max(1)
 }
 
-/// What the guest's kernel is told: a console is added where the user names none, since the
-/// console is the log.
-fn append(task: &QemuTask) -> String {
-    if task
-        .append
-        .split_ascii_whitespace()
-        .any(|word| word.starts_with("console="))
-    {
-        task.append.clone()
-    } else {
-        format!("{} console={CONSOLE}", task.append)
-            .trim()
-            .to_owned()
+/// A Linux kernel measures its timer against interrupts at boot, and gives up on a machine whose
+/// emulation was held up meanwhile; libguestfs found the same.
+const NO_TIMER_CHECK: &str = "no_timer_check";
+
+/// What the guest's kernel is told. A console is added where the user names none, since the console
+/// is the log.
+fn append(task: &QemuTask, emulated: bool) -> String {
+    let has = |start: &str| {
+        task.append
+            .split_ascii_whitespace()
+            .any(|word| word.starts_with(start))
+    };
+    let mut line = task.append.trim().to_owned();
+    let mut add = |word: &str| {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    };
+    if !has("console=") {
+        add(&format!("console={CONSOLE}"));
     }
+    if emulated && cfg!(target_arch = "x86_64") && !has(NO_TIMER_CHECK) {
+        add(NO_TIMER_CHECK);
+    }
+    line
 }
 
 impl Machine<'_> {
@@ -128,7 +140,12 @@ impl Machine<'_> {
             add(&["-device", "virtio-blk-pci,drive=seed"]);
         }
         if let Some(kernel) = &self.task.kernel {
-            add(&["-kernel", kernel, "-append", &append(self.task)]);
+            add(&[
+                "-kernel",
+                kernel,
+                "-append",
+                &append(self.task, !self.emulator.kvm),
+            ]);
         }
         if let Some(initrd) = &self.task.initrd {
             add(&["-initrd", initrd]);
@@ -183,11 +200,16 @@ mod tests {
         assert!(line.contains(" -m 300 -smp 2 "), "{line}");
         assert!(line.contains("-accel tcg,tb-size=64 "), "{line}");
         assert!(
-            line.ends_with(&format!("-kernel /k -append console={CONSOLE}")),
+            line.contains(&format!("-kernel /k -append console={CONSOLE}")),
             "{line}"
         );
         assert!(!line.contains("-drive"), "{line}");
         assert!(words(&task, &demand, true, false).contains("-accel kvm -cpu host"));
+        let emulated = append(&task, true);
+        assert_eq!(
+            emulated.contains("no_timer_check"),
+            cfg!(target_arch = "x86_64")
+        );
         assert_eq!(vcpus(&Demand::default()), 1);
     }
 
@@ -212,7 +234,7 @@ mod tests {
             ],
             ..QemuTask::default()
         };
-        let line = words(&task, &Demand::default(), false, true);
+        let line = words(&task, &Demand::default(), true, true);
         assert!(line.contains("user,id=net,hostfwd=tcp::8080-:80,hostfwd=udp::53-:5353 "));
         assert!(line.contains("file=disk.qcow2,"), "{line}");
         assert!(line.contains("file=seed.img,"), "{line}");

@@ -76,11 +76,16 @@ pub(super) fn of(evidence: Evidence<'_>) -> End {
             (None, Some(Shutdown::PowerOff) | None) => exited(0, ""),
         },
         EndCause::Exited { code } => {
+            let cause = if says_node(words) {
+                EndCause::Rejected
+            } else if console.spoke() {
+                EndCause::Exited { code }
+            } else {
+                // It would not even begin: a kernel that is none, an image that it can't read.
+                EndCause::CannotExecute { code: 126 }
+            };
             let message = words.trim().to_owned();
-            End {
-                cause: of_words(words).unwrap_or(EndCause::Exited { code }),
-                message,
-            }
+            End { cause, message }
         }
         cause => End {
             cause,
@@ -89,25 +94,15 @@ pub(super) fn of(evidence: Evidence<'_>) -> End {
     }
 }
 
-/// Whose fault the emulator's refusal is.
-fn of_words(words: &str) -> Option<EndCause> {
-    let says = |known: &[&str]| known.iter().any(|part| words.contains(part));
-    if says(&[
+/// Whether the emulator complains about the node rather than about what it was given.
+fn says_node(words: &str) -> bool {
+    [
         "Could not set up host forwarding rule",
         "Cannot allocate memory",
         "No space left",
-    ]) {
-        Some(EndCause::Rejected)
-    } else if says(&[
-        "could not load",
-        "Could not open",
-        "invalid kernel header",
-        "too large",
-    ]) {
-        Some(EndCause::CannotExecute { code: 126 })
-    } else {
-        None
-    }
+    ]
+    .iter()
+    .any(|part| words.contains(part))
 }
 
 #[cfg(test)]
@@ -182,7 +177,7 @@ mod tests {
             end(code(1), None, None, "", broken),
             EndCause::CannotExecute { code: 126 }
         );
-        assert_eq!(end(code(1), None, None, "", "whatever"), code(1));
+        assert_eq!(end(code(1), None, None, "boot\n", "whatever"), code(1));
         let memory = EndCause::OutOfMemory {
             limit_mib: 1,
             peak_mib: 1,
