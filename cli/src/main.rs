@@ -18,6 +18,7 @@ mod cert;
 mod client;
 mod commands;
 mod daemon;
+mod demo;
 mod dev;
 mod exit;
 mod output;

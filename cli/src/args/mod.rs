@@ -11,6 +11,7 @@ use crate::bench::BenchCommand;
 use crate::cert::command::CertCommand;
 use crate::commands::simulate::SimulateArgs;
 use crate::daemon::{ControllerArgs, LauncherArgs, SchedulerArgs};
+use crate::demo::DemoArgs;
 use crate::dev::DevArgs;
 use crate::output::OutputArgs;
 use crate::settings::ConnectionArgs;
@@ -127,6 +128,8 @@ pub(crate) enum Command {
     },
     /// Start a whole cluster on this machine
     Dev(DevArgs),
+    /// See it work: real jobs, killed daemons, a cluster trace; under a minute
+    Demo(DemoArgs),
     /// Measure this machine: each figure beside a reference
     Bench {
         #[command(subcommand)]

@@ -260,8 +260,9 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
             return Err(what.into());
         }
     };
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    Ok(written.with_context(|| format!("can't write {}", path.display()))?)
+    Ok(file
+        .write_all(bytes)
+        .with_context(|| format!("can't write {}", path.display()))?)
 }
 
 fn exists(path: &Path) -> Failure {

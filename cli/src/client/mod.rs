@@ -142,6 +142,12 @@ impl Client {
         self.settings.tenant.clone()
     }
 
+    /// From now on an outage is ridden out, as if a controller had answered.
+    pub(crate) fn patient(mut self) -> Self {
+        self.answered = true;
+        self
+    }
+
     /// From now on an outage is an error at once.
     pub(crate) fn impatient(mut self) -> Self {
         self.answered = false;

@@ -17,7 +17,7 @@ use crate::args::{Cli, ClientArgs, Command};
 use crate::client::Client;
 use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::settings::Settings;
-use crate::{bench, cert, daemon, dev, run};
+use crate::{bench, cert, daemon, demo, dev, run};
 use anyhow::Context;
 use clap::Parser;
 use std::future::Future;
@@ -87,6 +87,7 @@ fn dispatch(command: Command) -> Outcome {
         }
         Command::Cert { command, output } => cert::command::run(&command, output.format),
         Command::Dev(args) => dev::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Bench { command, output } => bench::run(&command, output.format),
         Command::Simulate(args) => simulate::run(&args),
         Command::Completion { shell } => local::completion(shell),

@@ -9,7 +9,7 @@ pub(crate) mod layout;
 mod ports;
 pub(crate) mod process;
 mod stop;
-mod supervisor;
+pub(crate) mod supervisor;
 
 use crate::client::{Client, path};
 use crate::exit::{Exit, Failure, OK, Outcome};
@@ -48,6 +48,9 @@ pub(crate) struct DevArgs {
     /// Be the background process of --detach
     #[arg(long, hide = true, conflicts_with_all = ["detach", "stop"])]
     pub(crate) supervise: bool,
+    /// End when this process has ended
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) until_gone: Option<i32>,
 }
 
 /// Runs it.
@@ -57,15 +60,26 @@ pub(crate) fn run(args: &DevArgs) -> Outcome {
         return stop::run(&layout);
     }
     if args.detach {
-        start_detached(&layout, args.launchers)?;
+        let mut child = spawn(&layout, args.launchers, None)?;
+        crate::commands::block_on(ready(&layout, args.launchers, Some(&mut child)))?;
         print_export(&layout);
         return Ok(OK);
     }
-    supervisor::run(&layout, args.launchers, !args.supervise)
+    let plan = supervisor::Plan {
+        launchers: args.launchers,
+        foreground: !args.supervise,
+        until_gone: args.until_gone.and_then(process::Process::of),
+    };
+    supervisor::run(&layout, plan)
 }
 
-/// Starts a cluster in the background and returns when it is ready.
-pub(crate) fn start_detached(layout: &Layout, launchers: u16) -> Result<(), Failure> {
+/// Starts a cluster in the background; [`ready`] waits for it. It ends with `owner`, if there is
+/// one.
+pub(crate) fn spawn(
+    layout: &Layout,
+    launchers: u16,
+    owner: Option<process::Process>,
+) -> Result<Child, Failure> {
     if let Some(supervisor) = supervisor::running(layout) {
         return Err(already(layout, supervisor));
     }
@@ -76,17 +90,16 @@ pub(crate) fn start_detached(layout: &Layout, launchers: u16) -> Result<(), Fail
         .append(true)
         .open(&log)
         .with_context(|| format!("can't write {}", log.display()))?;
-    let program = std::env::current_exe().context("can't find this program")?;
-    let mut child = Command::new(program)
-        // `ps` and people look for the name, wherever the binary lies.
+    let mut command = Command::new(std::env::current_exe().context("can't find this program")?);
+    // `ps` and people look for the name, wherever the binary lies.
+    command
         .arg0("pronto")
-        .args([
-            "dev",
-            "--supervise",
-            "--launchers",
-            &launchers.to_string(),
-            "--data-dir",
-        ])
+        .args(["dev", "--supervise", "--launchers", &launchers.to_string()]);
+    if let Some(owner) = owner {
+        command.args(["--until-gone", &owner.pid.to_string()]);
+    }
+    let child = command
+        .arg("--data-dir")
         .arg(layout.directory())
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
@@ -94,7 +107,12 @@ pub(crate) fn start_detached(layout: &Layout, launchers: u16) -> Result<(), Fail
         .process_group(0)
         .spawn()
         .context("can't start the supervisor")?;
-    crate::commands::block_on(ready(layout, launchers, Some(&mut child)))
+    Ok(child)
+}
+
+/// Ends a cluster with its workloads.
+pub(crate) fn stop(layout: &Layout) -> Result<(), Failure> {
+    stop::run(layout).map(|_| ())
 }
 
 fn already(layout: &Layout, supervisor: process::Process) -> Failure {

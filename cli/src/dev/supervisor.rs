@@ -37,6 +37,8 @@ const WORKLOAD_GRACE_MS: u64 = 2_000;
 /// A daemon has this long from SIGTERM.
 const DAEMON_GRACE: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// An owner that was killed is missed within this time.
+const OWNER_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The API's own largest page.
 const PAGE: u32 = 1000;
 
@@ -73,21 +75,31 @@ pub(super) fn remove_record(layout: &Layout) {
     let _ = std::fs::remove_file(layout.record());
 }
 
+/// What a supervisor is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) launchers: u16,
+    /// People watch it: it says what to export, and a closed terminal ends it.
+    pub(super) foreground: bool,
+    /// It ends with this process.
+    pub(super) until_gone: Option<Process>,
+}
+
 /// Runs a cluster until it is told to end.
-pub(super) fn run(layout: &Layout, launchers: u16, foreground: bool) -> Outcome {
+pub(super) fn run(layout: &Layout, plan: Plan) -> Outcome {
     layout.make_directories()?;
     let _lock = lock(layout)?;
-    if !foreground {
+    if !plan.foreground {
         // The terminal that started us may close; failing means that we lead a session already.
         let _ = rustix::process::setsid();
     }
     end_orphans(layout);
-    let children = layout.prepare(launchers)?;
+    let children = layout.prepare(plan.launchers)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("can't start the runtime")?
-        .block_on(supervise(layout, launchers, children, foreground))
+        .block_on(supervise(layout, plan, children))
 }
 
 /// Two supervisors of one directory would fight over ports and databases.
@@ -153,7 +165,12 @@ struct Supervisor<'a> {
     ends: mpsc::Sender<Ended>,
 }
 
-async fn supervise(layout: &Layout, launchers: u16, roles: Vec<Role>, foreground: bool) -> Outcome {
+async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
+    let Plan {
+        launchers,
+        foreground,
+        until_gone,
+    } = plan;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -178,12 +195,18 @@ async fn supervise(layout: &Layout, launchers: u16, roles: Vec<Role>, foreground
         supervisor.start(index)?;
     }
     let (due, mut dues) = mpsc::channel(ENDS);
+    let mut owner_look = tokio::time::interval(OWNER_LOOK_INTERVAL);
     let mut readiness = Some(Box::pin(ready(layout, launchers, None)));
     let outcome = loop {
         tokio::select! {
             _ = interrupt.recv() => break Ok(OK),
             _ = terminate.recv() => break Ok(OK),
             _ = hangup.recv(), if foreground => break Ok(OK),
+            _ = owner_look.tick(), if until_gone.is_some() => {
+                if until_gone.is_some_and(|owner| !owner.is_alive()) {
+                    break Ok(OK);
+                }
+            }
             Some(end) = ended.recv() => {
                 let wait = supervisor.ended(&end);
                 let due = due.clone();
