@@ -330,10 +330,6 @@ fn uses_tmp(job: &Job) -> bool {
 }
 
 /// For ages on disk, which outlive boots.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "files are aged by this machine's own clock"
-)]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
@@ -442,10 +438,8 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> anyhow::Result<()> {
         file.sync_all()?;
     }
     fs::rename(&fresh, path)?;
-    if sync {
-        if let Some(parent) = path.parent() {
-            File::open(parent)?.sync_all()?;
-        }
+    if sync && let Some(parent) = path.parent() {
+        File::open(parent)?.sync_all()?;
     }
     Ok(())
 }

@@ -101,11 +101,11 @@ impl LoadMeter {
         let idle: u64 = fields.iter().skip(3).take(2).sum();
         let busy = all.saturating_sub(idle);
         if let Some((last_busy, last_all)) = self.ticks.replace((busy, all)) {
-            let span = all.saturating_sub(last_all);
-            if span > 0 {
-                let used = busy.saturating_sub(last_busy) * u64::from(load.cpu_total_millis) / span;
-                load.cpu_used_millis = u32::try_from(used).unwrap_or(u32::MAX);
-            }
+            let busy_now = busy.saturating_sub(last_busy) * u64::from(load.cpu_total_millis);
+            let used = busy_now
+                .checked_div(all.saturating_sub(last_all))
+                .unwrap_or(0);
+            load.cpu_used_millis = u32::try_from(used).unwrap_or(u32::MAX);
         }
     }
 }

@@ -154,14 +154,16 @@ async fn find_emulator(config: &LauncherConfig, data_dir: &DataDir) -> Option<Em
     let kept_path = data_dir.path().join("probe.json");
     let kept = std::fs::read(&kept_path).ok();
     let kept = kept.and_then(|bytes| serde_json::from_slice::<Probed>(&bytes).ok());
-    if let Some(kept) = kept {
-        if kept.boot_id == boot_id && kept.program == program && kept.bytes == bytes {
-            return Some(Emulator {
-                program,
-                kvm: kept.kvm,
-                sandbox: kept.sandbox,
-            });
-        }
+    if let Some(kept) = kept
+        && kept.boot_id == boot_id
+        && kept.program == program
+        && kept.bytes == bytes
+    {
+        return Some(Emulator {
+            program,
+            kvm: kept.kvm,
+            sandbox: kept.sandbox,
+        });
     }
     match probe(&program, data_dir.path()).await {
         Ok(emulator) => {

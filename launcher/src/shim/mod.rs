@@ -474,7 +474,8 @@ impl Shim {
                 self.workloads.insert(id, workload);
                 self.set_timer(id);
             }
-            Err((end, group)) => {
+            Err(refused) => {
+                let spawn::Refused { end, group } = *refused;
                 if let Some(group) = group {
                     self.put_group(group);
                 }

@@ -27,6 +27,13 @@ pub(super) struct Spawner {
     protected: bool,
 }
 
+/// Why nothing runs, and the group that is free again.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) end: End,
+    pub(super) group: Option<Group>,
+}
+
 /// The two ends of a child's standard input, and who keeps it open.
 struct Stdin {
     read: OwnedFd,
@@ -50,10 +57,10 @@ impl Spawner {
         &mut self,
         spawn: Spawn,
         group: Option<Group>,
-    ) -> Result<Workload, (End, Option<Group>)> {
+    ) -> Result<Workload, Box<Refused>> {
         match self.try_start(&spawn, group.as_ref()) {
             Ok((pid, at, pipes, holder)) => Ok(Workload::new(spawn, pid, at, group, pipes, holder)),
-            Err(end) => Err((end, group)),
+            Err(end) => Err(Box::new(Refused { end, group })),
         }
     }
 

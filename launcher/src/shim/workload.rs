@@ -176,10 +176,10 @@ impl Workload {
 
     /// Takes output; says whether the pipe may be read on, or rests for a while.
     pub(super) fn output(&mut self, now: Moment, channel: Channel, bytes: &[u8]) -> bool {
-        if self.log_error.is_none() {
-            if let Err(error) = self.log.append(channel, logs::unix_ms(), bytes) {
-                self.log_error = Some(format!("its output can't be kept: {error}"));
-            }
+        if self.log_error.is_none()
+            && let Err(error) = self.log.append(channel, logs::unix_ms(), bytes)
+        {
+            self.log_error = Some(format!("its output can't be kept: {error}"));
         }
         let refill_bytes = u128::from(now.ns_since(self.allowance_at))
             * u128::from(LOG_BYTES_PER_S)
@@ -335,10 +335,10 @@ fn kill_session(session: i32) {
         let field = stat
             .rsplit_once(')')
             .and_then(|(_, rest)| rest.split_whitespace().nth(3));
-        if field.and_then(|field| field.parse::<i32>().ok()) == Some(session) {
-            if let Some(pid) = Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+        if field.and_then(|field| field.parse::<i32>().ok()) == Some(session)
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn serve(
         }
         None => 0,
     };
-    let mut reader = blocking(directory, |path| LogReader::open(path)).await?;
+    let mut reader = blocking(directory, LogReader::open).await?;
     loop {
         // Asked before the last look, so that nothing that came before the end is missed.
         let ended = known.ended.is_cancelled();

@@ -52,10 +52,7 @@ pub(super) async fn exec(
         std::future::pending::<()>().await;
     };
     let mut exit = session.exit;
-    let ended = async {
-        let code = (&mut exit).await;
-        code
-    };
+    let ended = async { (&mut exit).await };
     tokio::pin!(output, input, ended);
     let code = tokio::select! {
         code = &mut ended => {

@@ -84,10 +84,10 @@ impl Registry {
     fn remove(&self, id: AttemptId) {
         let mut known = self.lock();
         let key = (id.owner, id.instance);
-        if known.get(&key).is_some_and(|known| known.job.id == id) {
-            if let Some(known) = known.remove(&key) {
-                known.ended.cancel();
-            }
+        if known.get(&key).is_some_and(|known| known.job.id == id)
+            && let Some(known) = known.remove(&key)
+        {
+            known.ended.cancel();
         }
     }
 }

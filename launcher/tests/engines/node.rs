@@ -1,5 +1,6 @@
 //! A node with one runtime, seen from where the supervisor sits: it gives orders, and sees events.
 
+use pronto_launcher::cgroup::Hierarchy;
 use pronto_launcher::data_dir::DataDir;
 use pronto_launcher::logs::LogReader;
 use pronto_launcher::moment::Moment;
@@ -159,7 +160,11 @@ impl Node {
         ExecSettings {
             data_dir: self.data_dir.clone(),
             shim_command: vec![env!("CARGO_BIN_EXE_pronto-launcher-shim").into()],
-            hierarchy: None,
+            // Its shim removes it when it ends.
+            hierarchy: Some(
+                Hierarchy::detect(&format!("pronto-engines-{}", self.uuid.short()))
+                    .expect("control groups"),
+            ),
             user: None,
             node: self.variables(),
             log_cap_bytes: 16 << 20,
@@ -171,6 +176,23 @@ impl Node {
             name: "here".into(),
             address: String::new(),
             has_gpus: false,
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A failed test must not leave its guests behind.
+        let shim = pronto_launcher::runtime::qemu::shim_dir(&self.data_dir)
+            .path()
+            .join("shim.pid");
+        let pid = std::fs::read_to_string(shim)
+            .ok()
+            .and_then(|pid| pid.trim().parse().ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw)
+            && std::thread::panicking()
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
 }

@@ -74,7 +74,7 @@ struct Stopping {
 }
 
 /// The process that stands for a guest towards the shim.
-pub(super) fn process_job(job: &Job, command: Vec<String>) -> Job {
+pub(super) fn process_job(job: &Job, command: Vec<String>, overhead_mib: u32) -> Job {
     let mut process = job.clone();
     process.body.task = Task::Exec(ExecTask {
         command,
@@ -82,7 +82,7 @@ pub(super) fn process_job(job: &Job, command: Vec<String>) -> Job {
     });
     process.body.env = Vec::new();
     process.body.stdin = false;
-    process.demand.memory_mib = job.demand.memory_mib.saturating_add(machine::OVERHEAD_MIB);
+    process.demand.memory_mib = job.demand.memory_mib.saturating_add(overhead_mib);
     let margin_ms = job.body.stop_grace_ms.saturating_add(TIMEOUT_MARGIN_MS);
     process.body.timeout_ms = job.body.timeout_ms.map(|ms| ms.saturating_add(margin_ms));
     process.body.stop_grace_ms = SIGNAL_GRACE_MS;
@@ -170,7 +170,7 @@ impl Attempt {
             let tell = ["/bin/sh", "-c", "echo \"$0\" >&2; exec \"$@\"", &line];
             command.splice(0..0, tell.map(str::to_owned));
         }
-        let process = process_job(&self.job, command);
+        let process = process_job(&self.job, command, self.shared.overhead_mib);
         // Makes the directory, as the user that the emulator will run as.
         self.shared.exec.prepare(&Arc::new(process.clone()));
         let made = self.make_files(task).await;

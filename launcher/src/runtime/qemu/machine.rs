@@ -17,6 +17,9 @@ pub(super) const MONITOR: &str = "qmp";
 /// What emulation itself takes beside the guest's memory: the translation buffer below, device
 /// state, and the emulator's own heap (measured at 60 to 110 MiB for guests of 128 MiB to 2 GiB).
 pub(super) const OVERHEAD_MIB: u32 = 192;
+/// The same where only an rlimit holds it, which counts what is mapped and not what is used: the
+/// reserves of a dozen threads, and of each coroutine.
+pub(super) const OVERHEAD_MAPPED_MIB: u32 = 1024;
 /// TCG's buffer of translated code, which would be an eighth of the host's memory otherwise.
 const TRANSLATION_BUFFER_MIB: u32 = 64;
 /// The serial port on which a Linux guest is asked to speak.

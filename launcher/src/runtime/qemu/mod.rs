@@ -65,6 +65,8 @@ struct Shared {
     image_tool: PathBuf,
     data_dir: DataDir,
     user: Option<User>,
+    /// What a guest's process may use beside the guest's memory.
+    overhead_mib: u32,
     exec: ExecRuntime,
     events: Events,
     entries: Mutex<FxHashMap<AttemptId, mpsc::UnboundedSender<Note>>>,
@@ -123,6 +125,10 @@ impl QemuRuntime {
             user.groups.extend(accelerator_group());
         }
         let user = process.user.clone();
+        let overhead_mib = match process.hierarchy {
+            Some(_) => machine::OVERHEAD_MIB,
+            None => machine::OVERHEAD_MAPPED_MIB,
+        };
         let (inner, mut news) = Events::channel();
         let exec = ExecRuntime::open_in(shim_dir, process, inner).await?;
         let entries = Mutex::default();
@@ -132,6 +138,7 @@ impl QemuRuntime {
             image_tool,
             data_dir,
             user,
+            overhead_mib,
             exec,
             events,
             entries,
@@ -217,7 +224,7 @@ impl Runtime for QemuRuntime {
         }
         let processes = jobs
             .iter()
-            .map(|job| Arc::new(process_job(job, Vec::new())));
+            .map(|job| Arc::new(process_job(job, Vec::new(), self.shared.overhead_mib)));
         self.shared.exec.adopt(processes.collect());
     }
 
