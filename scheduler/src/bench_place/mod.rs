@@ -12,6 +12,7 @@
 //! memory, and the rest the other way round. The generator is [`crate::replay::Rng`], seeded with
 //! [`BenchPlaceConfig::seed`].
 
+mod busy;
 mod reference;
 
 use crate::replay::Rng;
@@ -74,12 +75,15 @@ pub struct BenchRow {
 
 /// Searches that are timed as one: a clock's reading costs as much as half a search.
 const BATCH: usize = 64;
+const LOCKED_BATCH: usize = 4;
 /// Distinct demands, more than a branch predictor learns by heart in a batch.
 const DEMANDS: usize = 509;
 /// Nodes that change between two batches.
 const CHANGES: usize = 8;
 /// Batches after which a distribution is measured well enough, whatever the budget.
 const ENOUGH_BATCHES: u64 = 2_000;
+/// Choices of the row `place/few`: the default.
+const FEW_CHOICES: u8 = crate::table::DEFAULT_CHOICES;
 /// Zones of the constraint rows.
 const ZONES: usize = 10;
 
@@ -306,7 +310,7 @@ impl BenchRow {
     }
 }
 
-/// Measures all distributions. The rows `search/…` have the vectorised scan as their reference,
+/// Measures all distributions, and placements in a busy cluster (`place/first`, `place/few`). The rows `search/…` have the vectorised scan as their reference,
 /// their companions `search/…/locked` the array of structs with one lock a node.
 ///
 /// # Panics
@@ -340,6 +344,17 @@ pub fn bench_place(config: &BenchPlaceConfig) -> Vec<BenchRow> {
             }
             _ => {}
         }
+    }
+    for (name, fit) in [
+        ("place/first", Fit::First),
+        (
+            "place/few",
+            Fit::Few {
+                choices: FEW_CHOICES,
+            },
+        ),
+    ] {
+        rows.push(busy::placements(config, name, fit));
     }
     rows
 }
@@ -394,6 +409,7 @@ impl<'a> Bench<'a> {
         let begun = Instant::now();
         let mut batches = 0;
         let mut answers = [const { None }; BATCH];
+        let mut expected = [None; BATCH];
         while batches == 0 || (begun.elapsed() < budget && batches < ENOUGH_BATCHES) {
             self.change_nodes();
             let picks: [usize; BATCH] = std::array::from_fn(|_| self.rng.below(DEMANDS));
@@ -406,22 +422,29 @@ impl<'a> Bench<'a> {
             if batches > 0 {
                 ours.record(timer.elapsed());
             }
-            for (answer, &pick) in answers.iter().zip(&picks) {
-                let demand = black_box(&self.demands[pick]);
-                let timer = Instant::now();
-                let expected = if zone.is_none() {
-                    self.cluster.scan.search(demand)
-                } else {
-                    self.cluster.locked.search(demand, zone)
+            let timer = Instant::now();
+            for (answer, &pick) in expected.iter_mut().zip(&picks) {
+                *answer = match zone {
+                    None => self.cluster.scan.search(black_box(&self.demands[pick])),
+                    Some(_) => self.cluster.locked.search(&self.demands[pick], zone),
                 };
-                scan.record(timer.elapsed());
+            }
+            scan.record(timer.elapsed());
+            for ((answer, expected), &pick) in answers.iter().zip(&expected).zip(&picks) {
                 let found = answer.as_ref().map(|placement| placement.node);
                 let expected = expected.map(|node| self.cluster.indices[node]);
+                let demand = &self.demands[pick];
                 assert_eq!(found, expected, "{name}: the first fit for {demand:?}");
             }
-            let demand = black_box(&self.demands[picks[0]]);
+            // It may take a hundred times as long as the scan: fewer will do.
             let timer = Instant::now();
-            black_box(self.cluster.locked.search(demand, zone));
+            for &pick in &picks[..LOCKED_BATCH] {
+                black_box(
+                    self.cluster
+                        .locked
+                        .search(black_box(&self.demands[pick]), zone),
+                );
+            }
             locked.record(timer.elapsed());
             batches += 1;
         }
@@ -430,9 +453,9 @@ impl<'a> Bench<'a> {
             name: format!("{name}/locked"),
             ..row.clone()
         };
-        let mut rows = vec![beside_locks.beside(locked.quantile(0.5, 1))];
+        let mut rows = vec![beside_locks.beside(locked.quantile(0.5, LOCKED_BATCH))];
         if zone.is_none() {
-            rows.insert(0, row.beside(scan.quantile(0.5, 1)));
+            rows.insert(0, row.beside(scan.quantile(0.5, BATCH)));
         }
         rows
     }

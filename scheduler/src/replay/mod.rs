@@ -11,6 +11,8 @@ mod policies;
 mod rng;
 mod simulate;
 mod synthetic;
+#[cfg(test)]
+mod tests;
 mod timed;
 mod trace;
 

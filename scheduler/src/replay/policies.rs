@@ -66,6 +66,11 @@ impl Typical {
         let total: f64 = free.gpu_millis.iter().copied().map(f64::from).sum();
         let mut sum = 0.0;
         for &((cpu_millis, memory_mib, devices, each), weight) in &self.shapes {
+            if devices == 0 {
+                // As in the paper: no GPU is of use to them.
+                sum += weight * total;
+                continue;
+            }
             let suffices = free.gpu_millis.iter().filter(|&&free| free >= each);
             let holds = free.cpu_millis >= cpu_millis
                 && free.memory_mib >= memory_mib
