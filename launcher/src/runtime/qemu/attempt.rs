@@ -11,7 +11,7 @@
 //! guest may still be booting; then the monitor's `quit`; then the shim's signals.
 
 use super::console::Console;
-use super::machine::{self, MONITOR, Machine};
+use super::machine::{MONITOR, Machine};
 use super::qmp::{Event as QmpEvent, Qmp, QmpError};
 use super::verdict::{self, Evidence, Shutdown};
 use super::{Shared, disk, ports};
