@@ -3,7 +3,14 @@
 //! Every subcommand fills one [`Report`]; this module prints it, as a table for people or as the
 //! documented JSON. How something is measured stands in the subcommand's own module.
 
+mod connect;
+mod dispatch;
+mod figures;
+mod fleet;
 mod place;
+mod relay;
+mod rig;
+mod stats;
 
 use crate::exit::{Failure, OK, Outcome};
 use crate::output::{Format, layout, print_value, say, write};
@@ -16,15 +23,47 @@ use serde_json::{Map, Value, json};
 pub(crate) enum BenchCommand {
     /// Search and update of the node table, beside a linear first fit and a vectorised scan
     Place(place::PlaceArgs),
+    /// STARTs per second and their latency through a real scheduler, beside a bare TLS relay
+    Dispatch(dispatch::DispatchArgs),
+    /// READY frames that a real scheduler takes in
+    Stats(stats::StatsArgs),
+    /// Launchers connecting, and coming back after their scheduler was killed
+    Connect(connect::ConnectArgs),
+    /// The reference of `dispatch`, as a process of its own
+    #[command(hide = true)]
+    Relay(relay::RelayArgs),
 }
 
 /// Runs it.
 pub(crate) fn run(command: &BenchCommand, format: Format) -> Outcome {
     let report = match command {
         BenchCommand::Place(args) => place::run(args)?,
+        BenchCommand::Dispatch(args) => on_one_thread(dispatch::run(args))?,
+        BenchCommand::Stats(args) => on_one_thread(stats::run(args))?,
+        BenchCommand::Connect(args) => on_one_thread(connect::run(args))?,
+        BenchCommand::Relay(args) => {
+            relay::run(args)?;
+            return Ok(OK);
+        }
     };
     report.print(format)?;
     Ok(OK)
+}
+
+/// All clients of a bench share one thread, which leaves a core to the server that is measured.
+fn on_one_thread(bench: impl Future<Output = anyhow::Result<Report>>) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, bench)
+}
+
+/// Parameters of a report, by name.
+fn parameters<const N: usize>(facts: [(&str, Value); N]) -> Map<String, Value> {
+    facts
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// What a benchmark found: the documented JSON of `-o json`.

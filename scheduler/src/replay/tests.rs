@@ -69,7 +69,8 @@ fn agrees_with_an_independent_replay_within_half_a_point() {
             87.67,
             88.20,
         ),
-        ("default", Chooser::Policy(Policy::Random), 1, 86.30, 87.56),
+        // Random needs more seeds for its mean: single ones lie a point apart.
+        ("default", Chooser::Policy(Policy::Random), 6, 86.30, 87.56),
         ("default", Chooser::Policy(Policy::Fgd), 1, 95.20, 95.36),
         (
             "gpuspec10",
@@ -206,8 +207,9 @@ fn a_timed_trace_waits_and_departs() {
         "{:?}",
         report.refusals
     );
+    // The second waits from its arrival, and is tried again when the third departs.
     assert!(
-        (report.refusals["cloud_full"] - 1.0).abs() < 0.1,
+        (report.refusals["cloud_full"] - 2.0).abs() < 0.1,
         "{:?}",
         report.refusals
     );

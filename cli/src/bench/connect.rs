@@ -1,0 +1,57 @@
+//! `pronto bench connect`: a whole cluster connecting, and coming back after its scheduler died.
+
+use super::figures::{as_f64, plain};
+use super::fleet::{Controller, Fleet};
+use super::rig::Rig;
+use super::{Report, parameters};
+use anyhow::Result;
+use serde_json::json;
+use std::time::Instant;
+
+/// Flags of `bench connect`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConnectArgs {
+    /// Launchers that connect; each takes a file descriptor here and one in the scheduler
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) launchers: u32,
+}
+
+/// Measures and reports.
+pub(crate) async fn run(args: &ConnectArgs) -> Result<Report> {
+    let rig = Rig::new()?;
+    let mut target = rig.scheduler()?;
+    // Certificates are made and read before the clock starts.
+    for node in 0..args.launchers {
+        rig.launcher_credentials(node)?;
+    }
+    let before = target.rss_bytes()?;
+    let controller = Controller::connect(&rig, &target).await?;
+    controller.activate(args.launchers).await?;
+    let mut fleet = Fleet::prepare(&rig, args.launchers)?;
+    let began = Instant::now();
+    fleet.launch_at(&target);
+    controller.await_placeable(args.launchers).await?;
+    let connect = began.elapsed();
+    let rss = target.rss_bytes()?.saturating_sub(before) / u64::from(args.launchers.max(1));
+    let began = Instant::now();
+    target.kill()?;
+    let again = rig.scheduler_again(&target)?;
+    let controller = Controller::connect(&rig, &again).await?;
+    controller.activate(args.launchers).await?;
+    controller.await_placeable(args.launchers).await?;
+    let recover = began.elapsed();
+    let mut report = Report::new(parameters([
+        ("bench", json!("connect")),
+        ("launchers", json!(args.launchers)),
+    ]));
+    report
+        .rows
+        .push(plain("connect_ms", "ms", connect.as_secs_f64() * 1e3));
+    report
+        .rows
+        .push(plain("recover_ms", "ms", recover.as_secs_f64() * 1e3));
+    report
+        .rows
+        .push(plain("rss_bytes_per_launcher", "B", as_f64(rss)));
+    Ok(report)
+}

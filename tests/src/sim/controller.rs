@@ -1,0 +1,234 @@
+//! The simulated controller process: the planner's core, a disk that takes its time, and users.
+//!
+//! Batches are durable some milliseconds after they were handed over, many together, as a group
+//! commit makes them; a crash loses those that were not. What a restarted controller reads is
+//! exactly what was durable.
+
+use super::net::{ConnId, MS, Time};
+use super::plant::Plant;
+use super::rng::Rng;
+use pronto_controller::numbers::IdScheme;
+use pronto_controller::planner::{Effect, Event, Now, Settings, State};
+use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _};
+use pronto_payloads::hello::ControllerHello;
+use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
+use std::collections::VecDeque;
+
+/// The wall clock at the simulation's beginning, for people.
+const UNIX_MS: u64 = 1_800_000_000_000;
+
+/// One process, and the disk that outlives it.
+#[derive(Debug)]
+pub struct Controller {
+    settings: Settings,
+    /// None while it is dead.
+    pub planner: Option<State>,
+    pub life: u64,
+    /// What is durable.
+    pub store: MemoryStore,
+    /// Handed over and not durable.
+    unsynced: VecDeque<Batch>,
+    /// The number of the last batch of the commit that is under way.
+    committing: Option<u64>,
+    pub conn: Option<ConnId>,
+    pub welcomed: bool,
+    /// The disk takes no more before this.
+    pub stalled_until: Time,
+    pub ticks_at: Time,
+}
+
+/// What the controller wants of the world.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    pub send: Vec<pronto_protocol::Frame>,
+    pub replies: Vec<Effect>,
+    pub drop_session: Option<String>,
+    /// A commit of all up to this batch is done then.
+    pub commit_done: Option<(Time, u64)>,
+}
+
+impl Controller {
+    /// An empty disk; the process is not started.
+    #[must_use]
+    pub fn new(settings: Settings, owner: OwnerId) -> Self {
+        Self {
+            settings,
+            planner: None,
+            life: 0,
+            store: MemoryStore::new(owner, 7),
+            unsynced: VecDeque::new(),
+            committing: None,
+            conn: None,
+            welcomed: false,
+            stalled_until: 0,
+            ticks_at: Time::MAX,
+        }
+    }
+
+    /// The time as the planner counts it.
+    #[must_use]
+    pub fn now(now: Time) -> Now {
+        Now {
+            mono_ns: i64::try_from(now).expect("a simulation is short"),
+            unix_ms: UNIX_MS + now / MS,
+        }
+    }
+
+    /// Starts the process on what is durable.
+    pub fn start(&mut self, now: Time) {
+        self.life += 1;
+        let snapshot = self.store.open();
+        self.planner = Some(State::new(self.settings.clone(), snapshot, Self::now(now)));
+    }
+
+    /// The end of an instance as it is on disk; none if it has not ended, or is unknown.
+    #[must_use]
+    pub fn end_of(&self, id: InstanceId) -> Option<&EndRow> {
+        let newest = self.store.meta.next_seq.saturating_sub(1);
+        let newest = self
+            .store
+            .submissions
+            .last_key_value()
+            .map_or(newest, |(first, (row, _))| first + u64::from(row.count) - 1);
+        self.store
+            .ends
+            .get(&IdScheme::new(self.store.meta.id_key).seq(id, newest))
+    }
+
+    /// How many instances on disk have no end.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        let admitted: u64 = self
+            .store
+            .submissions
+            .values()
+            .map(|(row, _)| u64::from(row.count))
+            .sum();
+        usize::try_from(admitted).expect("small") - self.store.ends.len()
+    }
+
+    /// The process dies; what was not durable is lost.
+    pub fn kill(&mut self) {
+        self.planner = None;
+        self.unsynced.clear();
+        self.committing = None;
+        self.conn = None;
+        self.welcomed = false;
+        self.ticks_at = Time::MAX;
+    }
+
+    /// HELLO's body and session epoch.
+    #[must_use]
+    pub fn hello(&self) -> (u64, bytes::Bytes) {
+        let meta = self.store.meta;
+        let hello = ControllerHello {
+            owner: meta.owner,
+            epoch: ControllerEpoch(meta.epoch),
+        };
+        (meta.epoch, pronto_payloads::codec::encode(&hello))
+    }
+
+    /// Handles events that are there at once.
+    pub fn step(
+        &mut self,
+        now: Time,
+        events: Vec<Event>,
+        rng: &mut Rng,
+        plant: Option<Plant>,
+        wishes: &mut Wishes,
+    ) {
+        let Some(planner) = self.planner.as_mut() else {
+            return;
+        };
+        let mut effects = Vec::new();
+        planner.step_batch(Self::now(now), events, &mut effects);
+        self.carry_out(now, effects, rng, plant, wishes);
+    }
+
+    fn carry_out(
+        &mut self,
+        now: Time,
+        effects: Vec<Effect>,
+        rng: &mut Rng,
+        plant: Option<Plant>,
+        wishes: &mut Wishes,
+    ) {
+        for effect in effects {
+            match effect {
+                Effect::Commit(batch) => {
+                    self.unsynced.push_back(batch);
+                    if self.committing.is_none() {
+                        self.begin_commit(now, rng, plant, wishes);
+                    }
+                }
+                Effect::Send(frame) => wishes.send.push(frame),
+                Effect::DropSession { reason } => wishes.drop_session = Some(reason),
+                Effect::Lookup { lookup, id } => {
+                    let found = self.store.lookup(id).expect("memory does not fail");
+                    self.step(
+                        now,
+                        vec![Event::LookedUp { lookup, found }],
+                        rng,
+                        plant,
+                        wishes,
+                    );
+                }
+                reply @ (Effect::Reply { .. } | Effect::Changed(_)) => wishes.replies.push(reply),
+                Effect::Recorded(_) | Effect::Warn(_) => {}
+            }
+        }
+    }
+
+    fn begin_commit(
+        &mut self,
+        now: Time,
+        rng: &mut Rng,
+        plant: Option<Plant>,
+        wishes: &mut Wishes,
+    ) {
+        let Some(last) = self.unsynced.back().map(|batch| batch.number) else {
+            return;
+        };
+        self.committing = Some(last);
+        let takes = if plant == Some(Plant::AcknowledgesBeforeCommit) {
+            1
+        } else {
+            rng.between(MS / 2, 12 * MS)
+        };
+        wishes.commit_done = Some((takes + self.stalled_until.saturating_sub(now), last));
+    }
+
+    /// The disk has finished.
+    pub fn committed(
+        &mut self,
+        now: Time,
+        last: u64,
+        rng: &mut Rng,
+        plant: Option<Plant>,
+        wishes: &mut Wishes,
+    ) {
+        let mut batches = Vec::new();
+        if plant == Some(Plant::AcknowledgesBeforeCommit) && rng.per_mille(100) {
+            // Acknowledged, and still in a cache that a crash will empty.
+            self.unsynced.retain(|batch| batch.number > last);
+        }
+        while self
+            .unsynced
+            .front()
+            .is_some_and(|batch| batch.number <= last)
+        {
+            batches.extend(self.unsynced.pop_front());
+        }
+        self.store.commit(&batches).expect("memory does not fail");
+        self.committing = None;
+        let event = Event::CommitDone {
+            number: last,
+            admissions_refused: false,
+            took_ns: MS,
+        };
+        self.step(now, vec![event], rng, plant, wishes);
+        if self.committing.is_none() {
+            self.begin_commit(now, rng, plant, wishes);
+        }
+    }
+}

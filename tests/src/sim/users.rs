@@ -1,0 +1,122 @@
+//! What users and administrators do while things break: submit, stop, delete, drain, exceed quotas.
+
+use super::rng::Rng;
+use pronto_controller::api::types::{
+    CreateTenant, DemandSpec, OnDisconnectSpec, RestartMode, RestartPolicy, SimSpec, Spec,
+    SpecOverrides, TaskSpec, UpdateQuota,
+};
+use pronto_controller::planner::{Actor, ActorKind, Call, DrainCall, SubmitCall};
+use pronto_controller::store::AfterStop;
+use pronto_payloads::ids::InstanceId;
+use uuid::Uuid;
+
+/// A tenant with a small quota, which its users exceed.
+pub const SMALL_TENANT: &str = "small";
+/// Its quota of instances.
+pub const SMALL_QUOTA: u64 = 6;
+
+/// An administrator.
+#[must_use]
+pub fn admin() -> Actor {
+    Actor {
+        kind: ActorKind::Admin,
+        name: "root".to_owned(),
+        source: "sim".to_owned(),
+    }
+}
+
+/// Makes the tenant with the small quota.
+#[must_use]
+pub fn create_small_tenant() -> Call {
+    Call::CreateTenant(CreateTenant {
+        name: SMALL_TENANT.to_owned(),
+        runtimes: None,
+        privileged: None,
+        submit_rate_per_s: None,
+        quota: UpdateQuota {
+            instances: Some(Some(SMALL_QUOTA)),
+            ..UpdateQuota::default()
+        },
+    })
+}
+
+/// A submission of some instances with random needs.
+pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
+    let run_ms = match rng.below(10) {
+        0..4 => rng.between(0, 20),
+        4..8 => rng.between(50, 1500),
+        _ => rng.between(2_000, 12_000),
+    };
+    let exit_code = i32::from(rng.per_mille(100));
+    let mut spec = Spec::new(TaskSpec::Sim(SimSpec { run_ms, exit_code }));
+    spec.demand = DemandSpec {
+        cpu_millis: u32::try_from(rng.between(1, 20) * 100).expect("small"),
+        memory_mib: u32::try_from(rng.between(1, 16) * 64).expect("small"),
+        ..DemandSpec::default()
+    };
+    spec.stop_grace_ms = rng.between(1, 500);
+    spec.priority = i16::try_from(rng.below(3)).expect("small");
+    if rng.per_mille(400) {
+        spec.on_disconnect = OnDisconnectSpec::StopAfterMs(rng.between(100, 3000));
+    }
+    if rng.per_mille(300) {
+        spec.restart = RestartPolicy {
+            mode: RestartMode::OnFailure,
+            limit: Some(2),
+            backoff_ms: 100,
+            backoff_max_ms: 1000,
+        };
+    }
+    if rng.per_mille(100) {
+        spec.timeout_ms = Some(rng.between(10, 2000));
+    }
+    if rng.per_mille(100) {
+        spec.pending_timeout_ms = Some(rng.between(100, 5000));
+    }
+    let tenant = if rng.per_mille(200) {
+        SMALL_TENANT
+    } else {
+        "default"
+    };
+    SubmitCall {
+        tenant: Some(tenant.to_owned()),
+        request: Uuid::from_bytes(rng.bytes()),
+        digest: rng.next(),
+        name: None,
+        count: u32::try_from(rng.between(1, 8)).expect("small"),
+        workload: None,
+        spec: Some(spec),
+        overrides: SpecOverrides::default(),
+        received_ns: now_ns,
+        nonce: rng.next(),
+    }
+}
+
+/// A stop of one of these, or nothing.
+pub fn stop(rng: &mut Rng, known: &[InstanceId]) -> Option<(InstanceId, Call)> {
+    if known.is_empty() {
+        return None;
+    }
+    let id = *rng.choose(known);
+    let then = if rng.per_mille(150) {
+        AfterStop::Delete
+    } else {
+        AfterStop::Keep
+    };
+    Some((
+        id,
+        Call::Stop {
+            id,
+            grace_ms: None,
+            then,
+        },
+    ))
+}
+
+/// A drain with a deadline.
+pub fn drain(rng: &mut Rng, node: String) -> Call {
+    Call::Drain(DrainCall {
+        node,
+        deadline_ms: rng.between(100, 4000),
+    })
+}

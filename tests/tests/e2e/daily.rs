@@ -1,0 +1,350 @@
+//! What people do each day, on a cluster without faults.
+
+use crate::cluster::{Cluster, wait_until};
+use crate::evidence::Evidence;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::Stdio;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// One cluster, many commands: starting one for each would take longer than the tests.
+#[test]
+fn the_daily_commands_work() {
+    let cluster = Cluster::start("daily", 3);
+    run_passes_streams_and_exit_code(&cluster);
+    run_tells_what_it_could_not_execute(&cluster);
+    run_passes_standard_input(&cluster);
+    a_workload_finds_its_environment(&cluster);
+    stop_ends_the_whole_process_group(&cluster);
+    logs_are_kept_after_the_end(&cluster);
+    the_timeline_explains_a_start(&cluster);
+    explain_counts_reasons(&cluster);
+    a_quota_refusal_names_its_numbers(&cluster);
+    constraints_choose_the_node(&cluster);
+    a_workload_file_is_created_and_run(&cluster);
+    a_drained_node_takes_nothing_until_restored(&cluster);
+    a_waiting_instance_can_be_cancelled_or_expires(&cluster);
+    unknown_things_are_told_apart(&cluster);
+}
+
+fn run_passes_streams_and_exit_code(cluster: &Cluster) {
+    let output = cluster.run(&["run", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "out\n");
+    assert_eq!(text(&output.stderr), "err\n");
+}
+
+fn run_tells_what_it_could_not_execute(cluster: &Cluster) {
+    let output = cluster.run(&["run", "--", "no-such-program-here"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(
+        text(&output.stderr).contains("no-such-program-here"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert_eq!(
+        cluster.run(&["run", "--", "/etc/hostname"]).status.code(),
+        Some(126)
+    );
+    let killed = cluster.run(&["run", "--", "sh", "-c", "kill -KILL $$"]);
+    assert_eq!(killed.status.code(), Some(128 + 9));
+}
+
+fn run_passes_standard_input(cluster: &Cluster) {
+    let mut child = cluster
+        .command(["run", "-i", "--", "sort"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("pronto starts");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(b"pear\napple\n")
+        .expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(text(&output.stdout), "apple\npear\n");
+}
+
+fn a_workload_finds_its_environment(cluster: &Cluster) {
+    let printed = cluster.must(&["run", "--env", "GREETING=hello world", "--", "env"]);
+    for name in [
+        "PRONTO_INSTANCE=",
+        "PRONTO_ATTEMPT=1",
+        "PRONTO_TENANT=default",
+        "PRONTO_NODE=",
+        "PRONTO_NODE_ADDRESS=",
+    ] {
+        assert!(
+            printed.lines().any(|line| line.starts_with(name)),
+            "no {name} in:\n{printed}"
+        );
+    }
+    assert!(printed.contains("GREETING=hello world\n"));
+    assert!(
+        !printed.contains("PRONTO_CONFIG="),
+        "the daemon's environment leaked:\n{printed}"
+    );
+}
+
+fn stop_ends_the_whole_process_group(cluster: &Cluster) {
+    let marker = cluster.scratch("child.pid");
+    let script = format!("sleep 1000 & echo $! > {}; wait", marker.display());
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", &script]);
+    let id = id.trim();
+    wait_until("the workload's child", || {
+        std::fs::read_to_string(&marker).is_ok_and(|text| text.ends_with('\n'))
+    });
+    let child = std::fs::read_to_string(&marker).expect("just seen");
+    cluster.must(&["stop", "instance", id]);
+    wait_until("the stop", || {
+        cluster.json(&["show", "instance", id])["instance"]["state"] == "stopped"
+    });
+    assert!(
+        !std::path::Path::new(&format!("/proc/{}", child.trim())).exists(),
+        "a child survived"
+    );
+}
+
+fn logs_are_kept_after_the_end(cluster: &Cluster) {
+    let id = cluster.must(&[
+        "run",
+        "--detach",
+        "--",
+        "sh",
+        "-c",
+        "echo one; echo two >&2",
+    ]);
+    let id = id.trim();
+    let output = cluster.run(&["logs", "-f", id]);
+    assert_eq!(text(&output.stdout), "one\n", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "two\n");
+    assert_eq!(cluster.must(&["logs", id]), "one\n");
+}
+
+fn the_timeline_explains_a_start(cluster: &Cluster) {
+    let id = cluster.must(&["run", "--detach", "--name", "timed", "--", "true"]);
+    wait_until("the end", || {
+        cluster.json(&["show", "instance", id.trim()])["instance"]["state"] == "succeeded"
+    });
+    let shown = cluster.json(&["show", "instance", "timed"]);
+    let steps: Vec<_> = shown["timeline"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|step| step["step"].clone())
+        .collect();
+    for step in [
+        "submitted",
+        "admitted",
+        "committed",
+        "dispatched",
+        "placed",
+        "received",
+        "started",
+        "ended",
+    ] {
+        assert!(
+            steps.iter().any(|seen| seen == step),
+            "no {step} in {steps:?}"
+        );
+    }
+    let offsets: Vec<_> = shown["timeline"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|step| step["offset_ns"].as_u64().expect("a number"))
+        .collect();
+    assert!(offsets.is_sorted(), "time went backwards: {offsets:?}");
+}
+
+fn explain_counts_reasons(cluster: &Cluster) {
+    let told = cluster.run(&["explain", "--gpus", "8", "-o", "json"]);
+    assert_eq!(
+        told.status.code(),
+        Some(1),
+        "a demand that fits nowhere is a no"
+    );
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    assert_eq!(told["fits"], 0, "{told}");
+    let told = cluster.json(&["explain", "--cpus", "0.1"]);
+    assert_eq!(told["fits"], 3, "{told}");
+    assert!(text(&cluster.run(&["explain", "--gpus", "8"]).stdout).contains("gpu"));
+}
+
+fn a_quota_refusal_names_its_numbers(cluster: &Cluster) {
+    cluster.must(&["create", "tenant", "small"]);
+    cluster.must(&["update", "quota", "small", "instances=2"]);
+    cluster.must(&["run", "--tenant", "small", "--detach", "--", "sleep", "60"]);
+    cluster.must(&["run", "--tenant", "small", "--detach", "--", "sleep", "60"]);
+    let refused = cluster.run(&["run", "--tenant", "small", "--", "true"]);
+    let message = text(&refused.stderr);
+    assert!(!refused.status.success());
+    for part in ["instances", "limit", "2", "used", "1"] {
+        assert!(message.contains(part), "no '{part}' in: {message}");
+    }
+    for instance in cluster.json(&["list", "instances", "--tenant", "small"])["instances"]
+        .as_array()
+        .expect("a list")
+    {
+        cluster.must(&["stop", "instance", instance["id"].as_str().expect("an id")]);
+    }
+}
+
+fn constraints_choose_the_node(cluster: &Cluster) {
+    let nodes = cluster.json(&["list", "nodes"]);
+    let name = nodes["nodes"][2]["name"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    let printed = cluster.must(&[
+        "run",
+        "--node",
+        &name,
+        "--",
+        "sh",
+        "-c",
+        "echo $PRONTO_NODE",
+    ]);
+    assert_eq!(printed.trim(), name);
+    let label = format!(
+        "hostname={}",
+        cluster.json(&["show", "node", &name])["labels"]["hostname"]
+            .as_str()
+            .expect("a label")
+    );
+    cluster.must(&["run", "--constraint", &label, "--", "true"]);
+}
+
+fn a_workload_file_is_created_and_run(cluster: &Cluster) {
+    let file = cluster.scratch("greet.yaml");
+    std::fs::write(
+        &file,
+        "name: greet\nruntime: exec\ncommand: [sh, -c, 'echo hello $WHO']\nenv:\n  WHO: pronto\n\
+         resources:\n  cpus: 0.05\n  memory: 16M\n",
+    )
+    .expect("a file");
+    let path = file.display().to_string();
+    cluster.must(&["create", "workload", "-f", &path]);
+    assert_eq!(
+        cluster.must(&["run", "--workload", "greet"]),
+        "hello pronto\n"
+    );
+    std::fs::write(
+        &file,
+        "name: greet\nruntime: exec\ncommand: [true]\nmemori: 3\n",
+    )
+    .expect("a file");
+    let refused = cluster.run(&["create", "workload", "-f", &path]);
+    let message = text(&refused.stderr);
+    assert!(
+        message.contains("memori") && message.contains('4'),
+        "no key or line in: {message}"
+    );
+}
+
+fn a_drained_node_takes_nothing_until_restored(cluster: &Cluster) {
+    let nodes = cluster.json(&["list", "nodes"]);
+    let name = nodes["nodes"][0]["name"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    cluster.must(&["drain", &name]);
+    let wait_state = |state: &str| {
+        wait_until(state, || {
+            cluster.json(&["show", "node", &name])["state"] == state
+        });
+    };
+    wait_state("maintenance");
+    let refused = cluster.run(&[
+        "run",
+        "--node",
+        &name,
+        "--pending-timeout",
+        "1s",
+        "--",
+        "true",
+    ]);
+    assert!(!refused.status.success(), "a drained node took work");
+    cluster.must(&["restore", &name]);
+    wait_state("ready");
+    cluster.must(&["run", "--node", &name, "--", "true"]);
+}
+
+fn a_waiting_instance_can_be_cancelled_or_expires(cluster: &Cluster) {
+    let huge = ["--memory", "8T"];
+    let id = cluster.must(&[&["run", "--detach"], &huge[..], &["--", "true"]].concat());
+    let state = |id: &str| cluster.json(&["show", "instance", id])["instance"]["state"].clone();
+    wait_until("it waits", || {
+        state(id.trim()) == "pending" || state(id.trim()) == "placing"
+    });
+    cluster.must(&["stop", "instance", id.trim()]);
+    wait_until("it is cancelled", || state(id.trim()) == "cancelled");
+    let id = cluster.must(
+        &[
+            &["run", "--detach", "--pending-timeout", "1s"],
+            &huge[..],
+            &["--", "true"],
+        ]
+        .concat(),
+    );
+    wait_until("it expires", || state(id.trim()) == "expired");
+}
+
+fn unknown_things_are_told_apart(cluster: &Cluster) {
+    let unknown = cluster.run(&["show", "instance", "ffffffffffff"]);
+    let usage = cluster.run(&["run", "--cpus", "many", "--", "true"]);
+    let unreachable = cluster
+        .command(["list", "nodes"])
+        .env("PRONTO_CONTROLLERS", "https://127.0.0.1:1")
+        .output()
+        .expect("pronto starts");
+    let codes: BTreeSet<_> = [&unknown, &usage, &unreachable]
+        .iter()
+        .map(|output| output.status.code())
+        .collect();
+    assert_eq!(codes.len(), 3, "{unknown:?} {usage:?} {unreachable:?}");
+    assert!(!codes.contains(&Some(0)));
+    assert!(text(&usage.stderr).contains("many"));
+}
+
+/// A thousand, none lost, none twice.
+#[test]
+fn a_thousand_instances_each_run_once() {
+    let cluster = Cluster::start("thousand", 3);
+    let evidence = Evidence::new(cluster.scratch("evidence"));
+    let script = evidence.command("true");
+    cluster.must(&[
+        "create", "instance", "--count", "1000", "--cpus", "0.01", "--memory", "16M", "--", "sh",
+        "-c", &script,
+    ]);
+    let attempts = evidence.attempts();
+    assert_eq!(attempts.len(), 1000);
+    // An attempt that its node refused before it ran leaves no line; one that ran leaves one.
+    assert!(
+        attempts.values().all(|attempts| attempts.len() == 1),
+        "{attempts:?}"
+    );
+}
+
+/// Instances and history are still there after the cluster was ended and started again.
+#[test]
+fn a_cluster_keeps_its_history() {
+    let cluster = Cluster::start("history", 2);
+    cluster.must(&["run", "--name", "remembered", "--", "true"]);
+    assert!(cluster.down().success());
+    for kind in ["scheduler", "controller", "launcher"] {
+        assert!(
+            cluster.daemons(kind).is_empty(),
+            "a {kind} survived the stop"
+        );
+    }
+    cluster.up(2);
+    let shown = cluster.json(&["show", "instance", "remembered"]);
+    assert_eq!(shown["instance"]["state"], "succeeded");
+    cluster.must(&["run", "--", "true"]);
+}

@@ -1,0 +1,100 @@
+//! Daemons killed while they work: nothing acknowledged is lost, no attempt runs twice.
+
+use crate::cluster::{Cluster, wait_until};
+use crate::evidence::Evidence;
+use std::time::Duration;
+
+/// Duplicates of work that was thought dead show up late; how long to look for them.
+const AFTERMATH: Duration = Duration::from_secs(30);
+
+/// SIGKILL to scheduler, controller and one launcher while a thousand instances run.
+#[test]
+fn killing_every_kind_of_daemon_loses_nothing() {
+    let cluster = Cluster::start("kills", 3);
+    let evidence = Evidence::new(cluster.scratch("evidence"));
+    let script = evidence.command("sleep 0.05");
+    let started = cluster.must(&[
+        "create", "instance", "--count", "1000", "--cpus", "0.05", "--memory", "16M", "--detach",
+        "-o", "json", "--", "sh", "-c", &script,
+    ]);
+    let submission: serde_json::Value = serde_json::from_str(&started).expect("JSON");
+    let acknowledged = submission["instances"].as_array().expect("a list").clone();
+    assert_eq!(acknowledged.len(), 1000);
+    for (kind, after) in [("scheduler", 50), ("controller", 200), ("launcher", 400)] {
+        wait_until(&format!("{after} instances have run"), || {
+            evidence.attempts().len() >= after
+        });
+        let unfinished = 1000 - evidence.attempts().len();
+        assert!(unfinished > 0, "all was over before {kind} was killed");
+        let old = cluster.kill(kind);
+        wait_until(&format!("a new {kind}"), || {
+            cluster.daemons(kind).iter().any(|&pid| pid != old)
+        });
+    }
+    let ended = || {
+        let output = cluster.run(&["list", "instances", "--limit", "2000", "-o", "json"]);
+        let Ok(list) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+            return Vec::new();
+        };
+        list["instances"].as_array().cloned().unwrap_or_default()
+    };
+    wait_until("every instance has succeeded", || {
+        let list = ended();
+        list.len() == 1000 && list.iter().all(|instance| instance["state"] == "succeeded")
+    });
+    let last = evidence.attempts();
+    std::thread::sleep(AFTERMATH);
+    assert_eq!(evidence.attempts(), last, "something ran after the end");
+    evidence.assert_no_attempt_ran_twice();
+    assert_eq!(last.len(), 1000);
+}
+
+/// A workload runs on while its launcher is dead, and is adopted with its exit code and its log.
+#[test]
+fn a_restarted_launcher_adopts_what_runs() {
+    let cluster = Cluster::start("adopt", 1);
+    let go = cluster.scratch("go");
+    let script = format!(
+        "echo before; while [ ! -e {} ]; do sleep 0.05; done; echo after; exit 5",
+        go.display()
+    );
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", &script]);
+    let id = id.trim();
+    let state = || cluster.json(&["show", "instance", id])["instance"]["state"].clone();
+    wait_until("it runs", || state() == "running");
+    let attempt = cluster.json(&["show", "instance", id])["instance"]["attempt"].clone();
+    let old = cluster.kill("launcher");
+    std::fs::write(&go, "").expect("a file");
+    wait_until("a new launcher", || {
+        cluster.daemons("launcher").iter().any(|&pid| pid != old)
+    });
+    wait_until("its end", || state() == "failed");
+    let shown = cluster.json(&["show", "instance", id]);
+    assert_eq!(shown["instance"]["end"]["code"], 5, "{shown}");
+    assert_eq!(
+        shown["instance"]["attempt"], attempt,
+        "it was not adopted but run again"
+    );
+    assert_eq!(cluster.must(&["logs", id]), "before\nafter\n");
+}
+
+/// An exit while the controller is dead is found when it is back.
+#[test]
+fn an_end_while_the_controller_is_down_is_found() {
+    let cluster = Cluster::start("down", 1);
+    let done = cluster.scratch("done");
+    let script = format!("sleep 0.5; touch {}; exit 3", done.display());
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", &script]);
+    wait_until("it runs", || {
+        cluster.json(&["show", "instance", id.trim()])["instance"]["state"] == "running"
+    });
+    let pid = cluster.daemons("controller")[0];
+    crate::cluster::signal(pid, "STOP");
+    wait_until("it has ended", || done.exists());
+    crate::cluster::signal(pid, "KILL");
+    wait_until("a new controller has learned it", || {
+        let output = cluster.run(&["show", "instance", id.trim(), "-o", "json"]);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout)
+            .is_ok_and(|shown| shown["instance"]["end"]["code"] == 3)
+    });
+}

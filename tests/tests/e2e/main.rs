@@ -1,0 +1,10 @@
+//! End-to-end tests on the built binary: a real cluster, real processes, real certificates.
+//!
+//! Nothing here reaches into a daemon; each test does what a user would do, and looks at what a
+//! user would see. What a workload did is proven by what it wrote, not by what Pronto says of it.
+
+mod cluster;
+mod daily;
+mod evidence;
+mod faults;
+mod peers;
