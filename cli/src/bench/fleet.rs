@@ -359,7 +359,6 @@ pub(crate) struct Controller {
     frames: RefCell<Vec<Frame>>,
     pub(crate) answered: Cell<u64>,
     pub(crate) placed: Cell<u64>,
-    owner: OwnerId,
     sent: Cell<u64>,
     start: Vec<u8>,
 }
@@ -390,7 +389,6 @@ impl Controller {
             frames: RefCell::new(Vec::new()),
             answered: Cell::new(0),
             placed: Cell::new(0),
-            owner,
             sent: Cell::new(0),
             start: start_payload(owner),
         })
@@ -507,11 +505,6 @@ impl Controller {
         self.frames.replace(frames);
         outcome?;
         Ok(())
-    }
-
-    /// The owner that this controller speaks for.
-    pub(crate) const fn owner(&self) -> OwnerId {
-        self.owner
     }
 }
 

@@ -327,11 +327,11 @@ impl Node {
     }
 
     fn keep(&mut self, durable: &Durable, plant: Option<Plant>) {
-        let forgotten = match (durable, plant) {
-            (Durable::Accepted(_), Some(Plant::ForgetsAccepted)) => true,
-            (Durable::Tombstone(_), Some(Plant::ForgetsTombstones)) => true,
-            _ => false,
-        };
+        let forgotten = matches!(
+            (durable, plant),
+            (Durable::Accepted(_), Some(Plant::ForgetsAccepted))
+                | (Durable::Tombstone(_), Some(Plant::ForgetsTombstones))
+        );
         if forgotten {
             return;
         }

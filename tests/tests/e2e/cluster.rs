@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary under test: `PRONTO_BIN`, or the one built beside this test's own executable.
-pub fn pronto() -> &'static Path {
+pub(crate) fn pronto() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         if let Some(path) = std::env::var_os("PRONTO_BIN") {
@@ -46,13 +46,13 @@ pub fn pronto() -> &'static Path {
 
 /// A cluster on this machine, and its scratch directory.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     root: PathBuf,
 }
 
 impl Cluster {
     /// A running cluster with so many launchers.
-    pub fn start(name: &str, launchers: u32) -> Self {
+    pub(crate) fn start(name: &str, launchers: u32) -> Self {
         let root = std::env::temp_dir().join(format!("pronto-e2e-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(&root).expect("a scratch directory");
@@ -62,7 +62,7 @@ impl Cluster {
     }
 
     /// Starts it (again) on its data directory.
-    pub fn up(&self, launchers: u32) {
+    pub(crate) fn up(&self, launchers: u32) {
         // Its output goes to a file: the daemons inherit it, and a pipe would never end.
         let log = File::create(self.root.join("dev.out")).expect("a log file");
         let status = Command::new(pronto())
@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     /// Ends it with its workloads; the data directory stays.
-    pub fn down(&self) -> ExitStatus {
+    pub(crate) fn down(&self) -> ExitStatus {
         Command::new(pronto())
             .args(["dev", "--stop", "--data-dir"])
             .arg(self.data_dir())
@@ -98,21 +98,21 @@ impl Cluster {
             .expect("pronto starts")
     }
 
-    pub fn dev_output(&self) -> String {
+    pub(crate) fn dev_output(&self) -> String {
         std::fs::read_to_string(self.root.join("dev.out")).unwrap_or_default()
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.root.join("dev")
     }
 
     /// A path for a test's own files.
-    pub fn scratch(&self, name: &str) -> PathBuf {
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
     /// A command of the user, ready to be added to.
-    pub fn command<I: AsRef<std::ffi::OsStr>>(
+    pub(crate) fn command<I: AsRef<std::ffi::OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = I>,
     ) -> Command {
@@ -126,12 +126,12 @@ impl Cluster {
     }
 
     /// Runs a command of the user to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("pronto starts")
     }
 
     /// The same, which must succeed; its standard output.
-    pub fn must(&self, arguments: &[&str]) -> String {
+    pub(crate) fn must(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(
             output.status.success(),
@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     /// The same with `-o json`.
-    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> serde_json::Value {
         let mut all = arguments.to_vec();
         all.extend(["-o", "json"]);
         serde_json::from_str(&self.must(&all)).expect("-o json prints JSON")
@@ -153,7 +153,7 @@ impl Cluster {
 
     /// The process ids of this cluster's daemons of one kind (`scheduler`, `controller`,
     /// `launcher`), found by their command lines, which name files under its data directory.
-    pub fn daemons(&self, kind: &str) -> Vec<i32> {
+    pub(crate) fn daemons(&self, kind: &str) -> Vec<i32> {
         let directory = self.data_dir().display().to_string();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")
@@ -184,7 +184,7 @@ impl Cluster {
     }
 
     /// SIGKILL to one daemon of this cluster.
-    pub fn kill(&self, kind: &str) -> i32 {
+    pub(crate) fn kill(&self, kind: &str) -> i32 {
         let pid = *self
             .daemons(kind)
             .first()
@@ -205,7 +205,7 @@ impl Drop for Cluster {
 }
 
 /// Sends a signal to a process that this test has found by its cluster.
-pub fn signal(pid: i32, name: &str) {
+pub(crate) fn signal(pid: i32, name: &str) {
     let status = Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
         .status();
@@ -213,7 +213,7 @@ pub fn signal(pid: i32, name: &str) {
 }
 
 /// Waits for a condition, asking it again and again, and fails loudly when patience ends.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(

@@ -1,16 +1,16 @@
 //! What workloads really did: each appends a line with its instance and attempt to one file.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A file that workloads write to.
 #[derive(Debug)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     path: PathBuf,
 }
 
 impl Evidence {
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         // Workloads may run as another user than the test.
         std::fs::File::create(&path).expect("an evidence file");
         std::os::unix::fs::chown(&path, None, None).expect("our own file");
@@ -19,14 +19,10 @@ impl Evidence {
         Self { path }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// A shell command that leaves its line, then does `then`.
     ///
     /// One short write with O_APPEND: lines of concurrent workloads don't mix.
-    pub fn command(&self, then: &str) -> String {
+    pub(crate) fn command(&self, then: &str) -> String {
         format!(
             "echo $PRONTO_INSTANCE $PRONTO_ATTEMPT >> {}; {then}",
             self.path.display()
@@ -34,7 +30,7 @@ impl Evidence {
     }
 
     /// For each instance the attempts that ran, in the order in which they wrote.
-    pub fn attempts(&self) -> BTreeMap<String, Vec<u32>> {
+    pub(crate) fn attempts(&self) -> BTreeMap<String, Vec<u32>> {
         let mut seen = BTreeMap::<String, Vec<u32>>::new();
         for line in std::fs::read_to_string(&self.path)
             .expect("the evidence is readable")
@@ -49,7 +45,7 @@ impl Evidence {
     }
 
     /// Fails if any attempt of any instance ran twice.
-    pub fn assert_no_attempt_ran_twice(&self) {
+    pub(crate) fn assert_no_attempt_ran_twice(&self) {
         for (instance, attempts) in self.attempts() {
             let mut distinct = attempts.clone();
             distinct.sort_unstable();
