@@ -1,6 +1,6 @@
 //! Containers on an engine that stays up.
 
-use crate::node::{Launcher, Node, demand, exited, fixture, fixture_in, until};
+use crate::node::{Launcher, Node, demand, exited, fixture, fixture_in, process, until};
 use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings};
 use pronto_launcher::runtime::{ExecSession, Runtime};
 use pronto_launcher::supervisor::{Job, StopCause};
@@ -341,8 +341,8 @@ async fn files_and_input_reach_a_container() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_launcher_adopts_by_name() {
+#[test]
+fn a_restarted_launcher_adopts_by_name() {
     let (engine, node) = (Engine::start(&[]), Node::new());
     let count = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exit 4";
     let (runs, ends, waits) = (
@@ -351,80 +351,70 @@ async fn a_restarted_launcher_adopts_by_name() {
         shell(&node, "true"),
     );
     let lost = shell(&node, "sleep 1000");
-    {
-        // Its tasks end with their runtime, in the middle of whatever they do, as in a crash.
-        let first = std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    let tokio = tokio::runtime::Runtime::new().unwrap();
-                    tokio.block_on(async {
-                        let mut launcher = launcher(&engine, &node).await;
-                        launcher.run(&runs).await;
-                        launcher.run(&lost).await;
-                        launcher.prepare(&waits).await;
-                        launcher.run(&ends).await;
-                        node.says(&runs, "line 5\n").await;
-                    });
-                    tokio.shutdown_background();
-                })
-                .join()
-        });
-        first.expect("the first launcher");
-    }
-    let name = format!("pronto-{}-1", lost.id.instance);
-    let client = bollard::Docker::connect_with_host(&engine.socket()).unwrap();
-    let client = client.negotiate_version().await.unwrap();
-    let force = bollard::query_parameters::RemoveContainerOptionsBuilder::new()
-        .force(true)
-        .build();
-    client.remove_container(&name, Some(force)).await.unwrap();
+    process(async {
+        let mut launcher = launcher(&engine, &node).await;
+        launcher.run(&runs).await;
+        launcher.run(&lost).await;
+        launcher.prepare(&waits).await;
+        launcher.run(&ends).await;
+        node.says(&runs, "line 5\n").await;
+    });
+    process(async {
+        let name = format!("pronto-{}-1", lost.id.instance);
+        let client = bollard::Docker::connect_with_host(&engine.socket()).unwrap();
+        let client = client.negotiate_version().await.unwrap();
+        let force = bollard::query_parameters::RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .build();
+        client.remove_container(&name, Some(force)).await.unwrap();
 
-    let mut second = launcher(&engine, &node).await;
-    second
-        .runtime
-        .adopt([&runs, &ends, &waits, &lost].map(Arc::clone).to_vec());
-    let found = async |launcher: &mut Launcher<DockerRuntime>, job: &Job| {
-        let id = job.id;
-        launcher
-            .event("Adopted", |event| match event {
-                pronto_launcher::supervisor::Event::Adopted { id: of, found } if *of == id => {
-                    Some(found.clone())
-                }
-                _ => None,
-            })
-            .await
-    };
-    use pronto_launcher::supervisor::Found;
-    assert!(matches!(
-        found(&mut second, &runs).await,
-        Found::Running { .. }
-    ));
-    assert!(matches!(
-        found(&mut second, &waits).await,
-        Found::NeverStarted
-    ));
-    assert!(matches!(found(&mut second, &lost).await, Found::Lost(_)));
-    let Found::Ended {
-        end, started_at, ..
-    } = found(&mut second, &ends).await
-    else {
-        panic!("it had ended");
-    };
-    assert_eq!(end.cause, exited(6));
-    assert!(started_at.is_some());
-    assert_eq!(second.ended(runs.id).await.end.cause, exited(4));
-    let whole: String = (1..=40).map(|line| format!("line {line}\n")).collect();
-    assert_eq!(
-        node.output(&runs, Channel::Stdout),
-        whole,
-        "every line, and each once"
-    );
-    // What never started may be started now.
-    assert_eq!(second.run_to_end(&waits).await.end.cause, exited(0));
-    until(
-        || !second.has_ended(lost.id),
-        "an adopted attempt is told once",
-    )
-    .await;
-    assert_eq!(engine.containers().await, Vec::<String>::new());
+        let mut second = launcher(&engine, &node).await;
+        second
+            .runtime
+            .adopt([&runs, &ends, &waits, &lost].map(Arc::clone).to_vec());
+        let found = async |launcher: &mut Launcher<DockerRuntime>, job: &Job| {
+            let id = job.id;
+            launcher
+                .event("Adopted", |event| match event {
+                    pronto_launcher::supervisor::Event::Adopted { id: of, found } if *of == id => {
+                        Some(found.clone())
+                    }
+                    _ => None,
+                })
+                .await
+        };
+        use pronto_launcher::supervisor::Found;
+        assert!(matches!(
+            found(&mut second, &runs).await,
+            Found::Running { .. }
+        ));
+        assert!(matches!(
+            found(&mut second, &waits).await,
+            Found::NeverStarted
+        ));
+        assert!(matches!(found(&mut second, &lost).await, Found::Lost(_)));
+        let Found::Ended {
+            end, started_at, ..
+        } = found(&mut second, &ends).await
+        else {
+            panic!("it had ended");
+        };
+        assert_eq!(end.cause, exited(6));
+        assert!(started_at.is_some());
+        assert_eq!(second.ended(runs.id).await.end.cause, exited(4));
+        let whole: String = (1..=40).map(|line| format!("line {line}\n")).collect();
+        assert_eq!(
+            node.output(&runs, Channel::Stdout),
+            whole,
+            "every line, and each once"
+        );
+        // What never started may be started now.
+        assert_eq!(second.run_to_end(&waits).await.end.cause, exited(0));
+        until(
+            || !second.has_ended(lost.id),
+            "an adopted attempt is told once",
+        )
+        .await;
+        assert_eq!(engine.containers().await, Vec::<String>::new());
+    });
 }

@@ -202,6 +202,15 @@ fn open_to_all(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("permissions");
 }
 
+/// Runs what a launcher's process does, and ends with it: its tasks stop in the middle of whatever
+/// they do, as in a crash.
+pub(crate) fn process<T>(work: impl Future<Output = T>) -> T {
+    let tokio = tokio::runtime::Runtime::new().expect("threads");
+    let outcome = tokio.block_on(work);
+    tokio.shutdown_timeout(PATIENCE);
+    outcome
+}
+
 /// Looks until something is so.
 pub(crate) async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
     let looking = async {
