@@ -21,10 +21,14 @@ use tokio::sync::watch;
 
 /// Silence after which the client gets a sign of life.
 const ALIVE: Duration = Duration::from_secs(15);
-/// After a stream broke, before it is opened again: its node or the scheduler restarts.
-const AGAIN: Duration = Duration::from_millis(200);
+/// After a stream could not be opened, before it is tried again: doubles, since the log of an
+/// attempt that has just been placed is there in a moment, and a restarted node is not.
+const AGAIN_FIRST: Duration = Duration::from_millis(2);
+const AGAIN_LONGEST: Duration = Duration::from_millis(400);
 /// A stream that could not be opened, or broke, is tried so often before it is given up.
 const TRIES: u32 = 25;
+/// The same for one that has ended: about a second.
+const PAST_TRIES: u32 = 9;
 
 /// Streams the output of an instance; with `follow=true` until it has ended.
 #[utoipa::path(get, path = "/v1/instances/{id}/output", tag = "streams",
@@ -114,7 +118,12 @@ impl Output<'_> {
                             self.tries = 0;
                         }
                         Then::Again => self.pause().await?,
-                        Then::GiveUp => return self.finish().await,
+                        // It lives, out of reach: one more try whenever something has changed.
+                        Then::GiveUp if follow => {
+                            self.wait().await?;
+                            self.tries = TRIES - 1;
+                        }
+                        Then::GiveUp => {}
                     }
                     if !follow {
                         return self.finish().await;
@@ -136,10 +145,12 @@ impl Output<'_> {
     }
 
     async fn pause(&mut self) -> Result<(), HungUp> {
+        let doubled = AGAIN_FIRST.saturating_mul(1 << self.tries.min(16));
+        let wait = doubled.min(AGAIN_LONGEST);
         tokio::select! {
             _ = self.changes.changed() => Ok(()),
             () = self.pipe.hung_up() => Err(HungUp),
-            () = tokio::time::sleep(AGAIN) => Ok(()),
+            () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 
@@ -185,22 +196,20 @@ impl Output<'_> {
 
     fn judge(&mut self, end: StreamEnd, attempt: u32, sent: bool) -> Then {
         match end {
-            StreamEnd::Complete { .. } => Then::AttemptDone(attempt),
+            StreamEnd::Complete { .. } => {
+                self.problem = None;
+                Then::AttemptDone(attempt)
+            }
             StreamEnd::Failed { kind, text } => {
                 self.tries += 1;
-                let passes = matches!(
-                    kind,
-                    StreamFailure::Unreachable | StreamFailure::NotFound | StreamFailure::Busy
-                );
-                // What was sent already would come a second time.
-                if passes && !sent && self.tries < TRIES {
-                    return Then::Again;
-                }
                 self.problem = Some(text);
-                if passes && !sent {
-                    Then::GiveUp
-                } else {
-                    Then::AttemptDone(attempt)
+                // An attempt that was placed a moment ago may have no log yet, a node may be about
+                // to come back. But what was sent already would come a second time.
+                let passes = kind != StreamFailure::Unsupported;
+                match (passes && !sent, self.tries < TRIES) {
+                    (true, true) => Then::Again,
+                    (true, false) => Then::GiveUp,
+                    (false, _) => Then::AttemptDone(attempt),
                 }
             }
         }
@@ -209,14 +218,8 @@ impl Output<'_> {
     /// The kept output of an instance that has ended.
     async fn past(&mut self, node: Option<Arc<str>>) -> Result<(), HungUp> {
         let Some(node) = node else { return Ok(()) };
-        match self.stream(&node, u32::MAX, false).await? {
-            Then::AttemptDone(_) | Then::GiveUp => {}
-            Then::Again => {
-                // Its end has been committed: nothing will change by waiting long.
-                self.pause().await?;
-                self.tries = TRIES;
-                self.stream(&node, u32::MAX, false).await?;
-            }
+        while self.stream(&node, u32::MAX, false).await? == Then::Again && self.tries < PAST_TRIES {
+            self.pause().await?;
         }
         Ok(())
     }

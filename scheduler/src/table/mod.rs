@@ -11,7 +11,7 @@
 //! constraints.
 //!
 //! Invariants: a placement never exceeds what is available; the trees are exactly the summaries of
-//! the nodes ([`NodeTable::sanity_check`]); a [`NodeIndex`] of a node that is gone names no other.
+//! the nodes (`sanity_check`, in tests); a [`NodeIndex`] of a node that is gone names no other.
 
 mod explain;
 mod gpu;
