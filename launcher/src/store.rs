@@ -7,7 +7,6 @@
 //! It leaves names to `data_dir` and everything about processes to the runtimes.
 
 use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, parse_key};
-use crate::logs;
 use crate::supervisor::record::JOB_FORMAT;
 use crate::supervisor::tombstones::{TOMBSTONES, Tombstone};
 use crate::supervisor::{Job, NodeRecord, Restored};
@@ -27,6 +26,8 @@ use std::time::{Duration, SystemTime};
 const NODE_FORMAT: u32 = 1;
 /// Tombstones appended before the file is written anew, without those that are obsolete.
 const TOMBSTONE_LINES: usize = 2 * TOMBSTONES;
+/// Directories kept for the next attempts: more than end at once on most nodes.
+const SPARES: usize = 64;
 
 /// What is in `node.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -161,6 +162,10 @@ pub struct AttemptStore {
     retention: Duration,
     /// Attempts that are acknowledged and age, by instance.
     kept: BTreeMap<(OwnerId, InstanceId), Vec<Kept>>,
+    /// Directories with nothing in them but a record and an exit that are over: short tasks would
+    /// otherwise spend more on making and removing them than on their process.
+    spares: Vec<PathBuf>,
+    next_spare: u64,
     /// Empties directories off this thread: a workload may have left a million files.
     cleaner: std::sync::mpsc::Sender<PathBuf>,
 }
@@ -185,10 +190,18 @@ impl AttemptStore {
             directory,
             retention,
             kept: BTreeMap::new(),
+            spares: Vec::new(),
+            next_spare: 0,
             cleaner,
         };
         for entry in fs::read_dir(store.directory.instances())? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
+            // Spares of an earlier process are not worth looking through.
+            if entry.file_name().to_str().and_then(parse_key).is_none() {
+                store.discard(&path);
+                continue;
+            }
             let Ok(bytes) = fs::read(path.join(KEPT_FILE)) else {
                 // With neither it is the rest of a removal that a crash cut short.
                 if !path.join(RECORD_FILE).exists() {
@@ -213,18 +226,18 @@ impl AttemptStore {
     /// If it can't be written: the attempt must not start then.
     pub fn accept(&mut self, job: &Job) -> io::Result<()> {
         let path = self.directory.attempt(&job.id);
-        match fs::DirBuilder::new().mode(0o711).create(&path) {
-            // Only a repeated START or a crash in between can have left one.
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        let reused = self
+            .spares
+            .pop()
+            .is_some_and(|spare| fs::rename(spare, &path).is_ok());
+        if !reused {
+            match fs::DirBuilder::new().mode(0o711).create(&path) {
+                // Only a repeated START or a crash in between can have left one.
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path.join(RECORD_FILE))?;
-        file.write_all(&serde_json::to_vec(job)?)
+        data_dir::overwrite(&path.join(RECORD_FILE), &serde_json::to_vec(job)?)
     }
 
     /// Removes the working directory of an attempt that is empty, unless outputs are to be kept.
@@ -242,8 +255,20 @@ impl AttemptStore {
     /// goes at once; then true.
     pub fn acknowledged(&mut self, job: &Arc<Job>) -> bool {
         let path = self.directory.attempt(&job.id);
-        if job.body.keep_outputs_ms == 0 && !logs::exists(&path) {
-            self.remove_small(&path);
+        let left = what_is_left(&path);
+        if job.body.keep_outputs_ms == 0 && left != Left::Logs {
+            if left == Left::Nothing && self.spares.len() < SPARES {
+                let spare = self
+                    .directory
+                    .instances()
+                    .join(format!("spare.{}", self.next_spare));
+                self.next_spare += 1;
+                if fs::rename(&path, &spare).is_ok() {
+                    self.spares.push(spare);
+                    return true;
+                }
+            }
+            self.discard(&path);
             return true;
         }
         if let Err(error) = fs::rename(path.join(RECORD_FILE), path.join(KEPT_FILE)) {
@@ -305,17 +330,6 @@ impl AttemptStore {
             .push(Kept { job, until });
     }
 
-    /// Removes a directory that holds a few known files, without looking into it.
-    fn remove_small(&self, path: &Path) {
-        for file in [RECORD_FILE, crate::shim::message::EXIT_FILE] {
-            // One that is not there need not go.
-            let _ = fs::remove_file(path.join(file));
-        }
-        if fs::remove_dir(path).is_err() {
-            self.discard(path);
-        }
-    }
-
     fn discard(&self, path: &Path) {
         // Most directories are empty; the rest is the cleaner's.
         if fs::remove_dir(path).is_err() && path.exists() {
@@ -323,6 +337,35 @@ impl AttemptStore {
             let _ = self.cleaner.send(path.to_owned());
         }
     }
+}
+
+/// What an attempt that is over has in its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Record and exit only.
+    Nothing,
+    /// Output, at least.
+    Logs,
+    /// Something else.
+    Rest,
+}
+
+fn what_is_left(path: &Path) -> Left {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Left::Rest;
+    };
+    let mut left = Left::Nothing;
+    for entry in entries {
+        let Ok(entry) = entry else { return Left::Rest };
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(b"log.") {
+            return Left::Logs;
+        }
+        if name != RECORD_FILE && name != crate::shim::message::EXIT_FILE {
+            left = Left::Rest;
+        }
+    }
+    left
 }
 
 fn uses_tmp(job: &Job) -> bool {
@@ -382,9 +425,9 @@ fn read_jobs(directory: &DataDir) -> anyhow::Result<Vec<Arc<Job>>> {
     for entry in fs::read_dir(directory.instances())? {
         let entry = entry?;
         let name = entry.file_name();
-        if name.to_str().and_then(parse_key).is_none() {
+        let Some(named) = name.to_str().and_then(parse_key) else {
             continue;
-        }
+        };
         let path = entry.path().join(RECORD_FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -392,8 +435,11 @@ fn read_jobs(directory: &DataDir) -> anyhow::Result<Vec<Arc<Job>>> {
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
         match serde_json::from_slice::<Job>(&bytes) {
-            Ok(job) if job.format == JOB_FORMAT => jobs.push(Arc::new(job)),
-            // Cut short by a crash while it was written: nothing of it was started.
+            Ok(job) if job.format == JOB_FORMAT && (job.id.instance, job.id.attempt) == named => {
+                jobs.push(Arc::new(job));
+            }
+            // Cut short by a crash while it was written, or still that of the attempt that had the
+            // directory before: nothing of this one was started.
             Ok(_) | Err(_) => {
                 tracing::warn!(path = %path.display(), "a record can't be read and is put aside");
                 let _ = fs::rename(&path, path.with_extension("unreadable"));
@@ -481,5 +527,79 @@ mod tests {
             (restored.node.term, restored.tombstones),
             (Term(9), vec![stone])
         );
+    }
+
+    fn job(instance: u8) -> Arc<Job> {
+        use pronto_payloads::ids::{BootId, ControllerEpoch};
+        use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody, Task};
+        Arc::new(Job {
+            format: JOB_FORMAT,
+            id: AttemptId {
+                owner: OwnerId([1; 16]),
+                instance: InstanceId([instance; 16]),
+                attempt: Attempt(1),
+            },
+            controller_epoch: ControllerEpoch(1),
+            demand: pronto_payloads::demand::Demand::default(),
+            gpus: Vec::new(),
+            received_at: crate::moment::Moment(1),
+            boot_id: BootId::default(),
+            body: StartBody {
+                tenant: "t".into(),
+                // A longer record than the next one, whose directory is reused.
+                name: "n".repeat(60 - usize::from(instance)),
+                workload: String::new(),
+                task: Task::Exec(ExecTask {
+                    command: vec!["true".into()],
+                    ..ExecTask::default()
+                }),
+                env: Vec::new(),
+                timeout_ms: None,
+                stop_grace_ms: 0,
+                on_disconnect: OnDisconnect::Keep,
+                privileged: false,
+                log_cap_bytes: None,
+                hard_cpu: false,
+                await_inputs: 0,
+                stdin: false,
+                keep_outputs_ms: 0,
+            },
+        })
+    }
+
+    #[test]
+    fn directories_are_reused_and_never_mistaken() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::new(directory.path().to_owned());
+        fs::create_dir(data_dir.instances()).unwrap();
+        let open = || AttemptStore::open(data_dir.clone(), Duration::from_secs(60)).unwrap();
+        let mut store = open();
+        let (first, second, third) = (job(1), job(2), job(3));
+        store.accept(&first).unwrap();
+        fs::write(data_dir.attempt(&first.id).join("exit.json"), "{}").unwrap();
+        assert!(store.acknowledged(&first), "it left nothing");
+        assert!(!data_dir.attempt(&first.id).exists());
+        store.accept(&second).unwrap();
+        assert!(
+            data_dir.attempt(&second.id).join("exit.json").exists(),
+            "the directory is reused"
+        );
+        assert_eq!(read_jobs(&data_dir).unwrap(), std::slice::from_ref(&second));
+        // A crash between taking a directory and writing its record.
+        fs::rename(data_dir.attempt(&second.id), data_dir.attempt(&third.id)).unwrap();
+        assert_eq!(read_jobs(&data_dir).unwrap(), []);
+        // One with output is kept, and found again by the next process.
+        store.accept(&second).unwrap();
+        fs::write(data_dir.attempt(&second.id).join("log.000000"), "").unwrap();
+        assert!(!store.acknowledged(&second));
+        drop(store);
+        let mut store = open();
+        let kept = |store: &AttemptStore| store.kept_job(second.id.owner, second.id.instance);
+        assert_eq!(kept(&store), Some(second.clone()));
+        assert_eq!(
+            store.forgotten(second.id.owner, second.id.instance),
+            [second.id]
+        );
+        assert_eq!(kept(&store), None);
     }
 }

@@ -12,8 +12,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// No memory limit below this: not even a shell starts in less.
@@ -312,44 +313,40 @@ impl Group {
         if self.memory_current() > self.limits.map_or(0, |limits| limits.memory_bytes / 4) {
             self.reclaim();
         }
-        let peak = self.memory_peak.as_mut();
-        peak.is_some_and(|peak| {
-            peak.seek(SeekFrom::Start(0))
-                .and_then(|_| peak.write_all(b"0"))
-                .is_ok()
-        })
+        let peak = self.memory_peak.as_ref();
+        peak.is_some_and(|peak| peak.write_at(b"0", 0).is_ok())
     }
 
     /// Whether no process is in it.
     #[must_use]
-    pub fn is_empty(&mut self) -> bool {
-        read_number(&mut self.pids_current) == Some(0)
+    pub fn is_empty(&self) -> bool {
+        read_number(&self.pids_current) == Some(0)
     }
 
     /// What is known at an end, since the group was recycled last: CPU, peak, kills.
     #[must_use]
-    pub fn end_counters(&mut self) -> Counters {
+    pub fn end_counters(&self) -> Counters {
         Counters {
             cpu_us: self.cpu_us().saturating_sub(self.baseline.cpu_us),
-            memory_peak_bytes: self.memory_peak.as_mut().and_then(read_number).unwrap_or(0),
+            memory_peak_bytes: self.memory_peak.as_ref().and_then(read_number).unwrap_or(0),
             oom_kills: self.oom_kills().saturating_sub(self.baseline.oom_kills),
             ..Counters::default()
         }
     }
 
-    fn cpu_us(&mut self) -> u64 {
+    fn cpu_us(&self) -> u64 {
         match self.hierarchy {
-            Hierarchy::V2 { .. } => read_key(&mut self.cpu, "usage_usec").unwrap_or(0),
-            Hierarchy::V1 { .. } => read_number(&mut self.cpu).unwrap_or(0) / 1000,
+            Hierarchy::V2 { .. } => read_key(&self.cpu, "usage_usec").unwrap_or(0),
+            Hierarchy::V1 { .. } => read_number(&self.cpu).unwrap_or(0) / 1000,
         }
     }
 
-    fn oom_kills(&mut self) -> u64 {
-        read_key(&mut self.memory_events, "oom_kill").unwrap_or(0)
+    fn oom_kills(&self) -> u64 {
+        read_key(&self.memory_events, "oom_kill").unwrap_or(0)
     }
 
-    fn memory_current(&mut self) -> u64 {
-        read_number(&mut self.memory_current).unwrap_or(0)
+    fn memory_current(&self) -> u64 {
+        read_number(&self.memory_current).unwrap_or(0)
     }
 
     /// CPU time when it was recycled last, to subtract from what [`counters`] reads.
@@ -536,13 +533,11 @@ fn io_sum(stat: &str) -> (u64, u64) {
     (sum("rbytes"), sum("wbytes"))
 }
 
-fn read_text(file: &mut File, buffer: &mut [u8]) -> usize {
-    file.seek(SeekFrom::Start(0))
-        .and_then(|_| file.read(buffer))
-        .unwrap_or(0)
+fn read_text(file: &File, buffer: &mut [u8]) -> usize {
+    file.read_at(buffer, 0).unwrap_or(0)
 }
 
-fn read_number(file: &mut File) -> Option<u64> {
+fn read_number(file: &File) -> Option<u64> {
     let mut buffer = [0; 32];
     let length = read_text(file, &mut buffer);
     std::str::from_utf8(&buffer[..length])
@@ -552,7 +547,7 @@ fn read_number(file: &mut File) -> Option<u64> {
         .ok()
 }
 
-fn read_key(file: &mut File, key: &str) -> Option<u64> {
+fn read_key(file: &File, key: &str) -> Option<u64> {
     let mut buffer = [0; 1024];
     let length = read_text(file, &mut buffer);
     key_of(std::str::from_utf8(&buffer[..length]).ok()?, key)

@@ -18,6 +18,7 @@ use crate::config::LauncherConfig;
 use crate::data_dir::DataDir;
 use crate::moment::Moment;
 use crate::node::{LoadMeter, boot_id, facts};
+use crate::runtime::docker::end_containers;
 use crate::runtime::exec::end_shim;
 use crate::runtime::qemu::shim_dir;
 use crate::runtime::{Events, Kind, Runtimes};
@@ -57,14 +58,16 @@ pub async fn run(config: LauncherConfig, shutdown: CancellationToken) -> anyhow:
     outcome
 }
 
-/// Ends all workloads of a data directory whose launcher is gone, and their shim.
+/// Ends all workloads of a data directory whose launcher is gone, and their shims.
 ///
 /// # Errors
-/// If the shim is there and can't be told.
+/// If a shim or an engine is there and can't be told.
 pub async fn end_workloads(data_dir: &std::path::Path, grace_ms: u64) -> anyhow::Result<()> {
     let data_dir = DataDir::new(data_dir.to_owned());
+    let containers = end_containers(&data_dir, grace_ms).await;
     end_shim(&shim_dir(&data_dir), grace_ms).await?;
-    end_shim(&data_dir, grace_ms).await
+    end_shim(&data_dir, grace_ms).await?;
+    containers
 }
 
 struct Shell {

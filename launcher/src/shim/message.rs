@@ -178,6 +178,8 @@ pub enum FromShim {
 pub struct Exit {
     /// [`FORMAT`].
     pub format: u32,
+    /// Which attempt: directories are reused, and a file may be an earlier one's.
+    pub key: Key,
     /// When it began to run, if it ever did.
     pub started_at: Option<Moment>,
     /// When its main process ended.

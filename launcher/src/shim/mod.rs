@@ -492,6 +492,7 @@ impl Shim {
     ) {
         let exit = Exit {
             format: FORMAT,
+            key: key.clone(),
             started_at: None,
             ended_at: Moment::now(),
             end: end.clone(),

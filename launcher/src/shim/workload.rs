@@ -10,6 +10,7 @@ use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::stream::Channel;
 use rustix::process::{Pid, Signal};
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -203,7 +204,7 @@ impl Workload {
     pub(super) fn main_ended(&mut self, reaped: &Reaped) {
         let counters = self
             .group
-            .as_mut()
+            .as_ref()
             .map(Group::end_counters)
             .unwrap_or_default();
         let peak_bytes = counters
@@ -238,8 +239,8 @@ impl Workload {
     }
 
     /// Whether nothing of it is left.
-    pub(super) fn is_empty(&mut self) -> bool {
-        match &mut self.group {
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.group {
             Some(group) => group.is_empty(),
             None => !group_exists(self.pid),
         }
@@ -257,6 +258,7 @@ impl Workload {
         }
         let exit = Exit {
             format: FORMAT,
+            key: self.spawn.key.clone(),
             started_at: Some(self.started_at),
             ended_at: ended.at,
             end: ended.end.clone(),
@@ -285,9 +287,10 @@ impl Workload {
     }
 }
 
-/// Writes an exit file.
-pub(super) fn write_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
-    fs::write(directory.join(EXIT_FILE), serde_json::to_vec(exit)?)
+/// Writes an exit file, over what an earlier attempt may have left in a directory that is reused.
+pub(super) fn write_exit(directory: &Path, exit: &Exit) -> io::Result<()> {
+    let bytes = serde_json::to_vec(exit)?;
+    crate::data_dir::overwrite(&directory.join(EXIT_FILE), &bytes)
 }
 
 fn stopped(cause: StopCause, answer: &EndCause) -> End {

@@ -1,7 +1,7 @@
 //! Containers on an engine that stays up.
 
 use crate::node::{Launcher, Node, demand, exited, fixture, fixture_in, process, until};
-use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings};
+use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings, end_containers};
 use pronto_launcher::runtime::{ExecSession, Runtime};
 use pronto_launcher::supervisor::{Job, StopCause};
 use pronto_payloads::demand::Runtime as Kind;
@@ -415,6 +415,33 @@ fn a_restarted_launcher_adopts_by_name() {
             "an adopted attempt is told once",
         )
         .await;
+        assert_eq!(engine.containers().await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn containers_are_found_and_ended_without_a_launcher() {
+    let (engine, node) = (Engine::start(&[]), Node::new());
+    process(async {
+        end_containers(&node.data_dir, 0)
+            .await
+            .expect("nothing to do")
+    });
+    let jobs = [
+        shell(&node, "sleep 1000"),
+        shell(&node, "trap '' TERM; sleep 1000"),
+    ];
+    process(async {
+        let mut launcher = launcher(&engine, &node).await;
+        for job in &jobs {
+            launcher.run(job).await;
+        }
+    });
+    process(async {
+        assert_eq!(engine.containers().await.len(), 2);
+        end_containers(&node.data_dir, 0)
+            .await
+            .expect("the engine answers");
         assert_eq!(engine.containers().await, Vec::<String>::new());
     });
 }

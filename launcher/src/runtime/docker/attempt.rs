@@ -10,15 +10,16 @@
 //! to start. Whoever finds neither mark nor container knows that nothing ever ran; whoever finds a
 //! mark and no container knows that it is gone. An end is on disk before its container is removed.
 
+use super::adopt::Exit;
 use super::engine::{Engine, has_status, is_away};
 use super::output::{Copy, Fate, Position};
 use super::session::Output;
 use super::spec::{self, Surroundings};
 use super::{Shared, View, image, session, verdict};
+use crate::data_dir::key;
 use crate::logs::{self, LogWriter};
 use crate::moment::Moment;
-use crate::shim::message::{EXIT_FILE, Exit, FORMAT};
-use crate::supervisor::{Event, Found, Job, StopCause};
+use crate::supervisor::{Event, Job, StopCause};
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerState};
@@ -71,6 +72,8 @@ pub(super) struct Attempt {
     pub(super) view: Arc<View>,
     pub(super) job: Arc<Job>,
     pub(super) orders: UnboundedReceiver<Order>,
+    /// The engine was asked to make the container: one may be there, whatever was answered.
+    pub(super) asked: bool,
     /// The container's output, between its start and its copy. The lock is never contended: it
     /// makes a stream shareable that its maker did not.
     pub(super) live: Mutex<Option<Output>>,
@@ -87,15 +90,15 @@ fn stopped(cause: StopCause) -> End {
 }
 
 impl Attempt {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         spec::name(self.job.id)
     }
 
-    fn directory(&self) -> PathBuf {
+    pub(super) fn directory(&self) -> PathBuf {
         self.shared.directory(self.job.id)
     }
 
-    fn tell(&self, event: Event) {
+    pub(super) fn tell(&self, event: Event) {
         self.shared.events.tell(event);
     }
 
@@ -103,6 +106,7 @@ impl Attempt {
     pub(super) async fn fresh(mut self) {
         match self.until_started().await {
             Ok(started_at) => {
+                self.view.set_running(true);
                 self.tell(Event::Started {
                     id: self.job.id,
                     at: started_at,
@@ -112,7 +116,10 @@ impl Attempt {
                 self.conclude(exit).await;
             }
             Err(end) => {
-                self.remove().await;
+                // An engine that is away would delay the answer for as long as it is.
+                if self.asked {
+                    self.remove().await;
+                }
                 self.tell(Event::Failed {
                     id: self.job.id,
                     end,
@@ -139,6 +146,10 @@ impl Attempt {
         self.or_stopped(image::ensure(&shared.engine, &task.image, &mut log))
             .await??;
         drop(log);
+        shared.leave_trace().map_err(|error| {
+            verdict::rejected(format!("the data directory can't be written: {error}"))
+        })?;
+        self.asked = true;
         self.create(task).await?;
         self.tell(Event::Prepared(job.id));
         match self.orders.recv().await {
@@ -247,19 +258,19 @@ impl Attempt {
     }
 
     /// What [`Attempt::mark`] wrote, if it did.
-    fn marked(&self) -> Option<u64> {
+    pub(super) fn marked(&self) -> Option<u64> {
         let text = fs::read_to_string(self.directory().join(STARTED_MARK)).ok()?;
         Some(text.parse().unwrap_or(0))
     }
 
-    async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
+    pub(super) async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
         let name = self.name();
         let name = &name;
         let inspect = |client: Docker| async move { client.inspect_container(name, None).await };
         self.shared.engine.call(inspect).await
     }
 
-    fn started_at(&self, found: &ContainerInspectResponse) -> Moment {
+    pub(super) fn started_at(&self, found: &ContainerInspectResponse) -> Moment {
         moment(
             found
                 .state
@@ -302,7 +313,7 @@ impl Attempt {
     }
 
     /// Begins to copy the container's output.
-    fn copy(&mut self, fate: watch::Receiver<Fate>) -> JoinHandle<()> {
+    pub(super) fn copy(&mut self, fate: watch::Receiver<Fate>) -> JoinHandle<()> {
         let copy = Copy {
             engine: self.shared.engine.clone(),
             container: self.name(),
@@ -315,8 +326,7 @@ impl Attempt {
     }
 
     /// A running container, until it has ended and its end is on disk.
-    async fn watch(&mut self, started_at: Moment) -> Exit {
-        self.view.set_running(true);
+    pub(super) async fn watch(&mut self, started_at: Moment) -> Exit {
         let (fate, told) = watch::channel(Fate::Running);
         let output = self.copy(told);
         let ended = self.until_ended(&fate).await;
@@ -390,7 +400,12 @@ impl Attempt {
     }
 
     /// Completes the log and writes the end down.
-    async fn settle(&self, started_at: Moment, ended: Ended, output: JoinHandle<()>) -> Exit {
+    pub(super) async fn settle(
+        &self,
+        started_at: Moment,
+        ended: Ended,
+        output: JoinHandle<()>,
+    ) -> Exit {
         let abort = output.abort_handle();
         if timeout(OUTPUT_PATIENCE, output).await.is_err() {
             tracing::warn!(container = %self.name(), "the engine does not end its output");
@@ -407,33 +422,15 @@ impl Attempt {
         if let Some(cause) = ended.cause {
             end.cause = cause.end_cause();
         }
-        let exit = Exit {
-            format: FORMAT,
-            started_at: Some(started_at),
-            ended_at: ended.at,
-            end,
-            usage,
-        };
-        if let Err(error) = self.write_exit(&exit) {
+        let exit = Exit::new(key(&self.job.id), started_at, ended.at, end, usage);
+        if let Err(error) = exit.write(&self.directory()) {
             // Told all the same: only a crash before the acknowledgement would lose it.
             tracing::warn!(container = %self.name(), %error, "its end can't be written down");
         }
         exit
     }
 
-    fn write_exit(&self, exit: &Exit) -> io::Result<()> {
-        let path = self.directory().join(EXIT_FILE);
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(exit)?)?;
-        fs::rename(new, path)
-    }
-
-    fn read_exit(&self) -> Option<Exit> {
-        let bytes = fs::read(self.directory().join(EXIT_FILE)).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
-
-    async fn conclude(&self, exit: Exit) {
+    pub(super) async fn conclude(&self, exit: Exit) {
         let Exit {
             ended_at: at,
             end,
@@ -451,113 +448,18 @@ impl Attempt {
     }
 
     /// Removes the container, running or not, with its anonymous volumes; returns when it is gone.
-    async fn remove(&self) {
+    pub(super) async fn remove(&self) {
         remove(&self.shared.engine, &self.name(), true).await;
     }
-
-    /// An attempt of an earlier launcher process: finds out, tells, and goes on as if it had been
-    /// this process that started it.
-    pub(super) async fn adopted(mut self) {
-        let id = self.job.id;
-        let adopted = |found| Event::Adopted { id, found };
-        match self.find().await {
-            Finding::Running(started_at) => {
-                self.tell(adopted(Found::Running {
-                    started_at,
-                    fence_at: None,
-                }));
-                let exit = self.watch(started_at).await;
-                self.conclude(exit).await;
-            }
-            Finding::Ended(exit) => {
-                self.remove().await;
-                self.tell(adopted(Found::Ended {
-                    started_at: exit.started_at,
-                    ended_at: exit.ended_at,
-                    end: exit.end,
-                    usage: exit.usage,
-                }));
-            }
-            Finding::NeverStarted => {
-                // Forgotten first: the answer may be a Prepare.
-                self.shared.forget(id);
-                self.tell(adopted(Found::NeverStarted));
-                return;
-            }
-            Finding::Lost => {
-                let text = "its container is gone, and how it ended is not known";
-                self.tell(adopted(Found::Lost(text.to_owned())));
-            }
-        }
-        self.shared.forget(id);
-    }
-
-    async fn find(&mut self) -> Finding {
-        if let Some(exit) = self.read_exit() {
-            return Finding::Ended(exit);
-        }
-        loop {
-            let found = match self.inspect().await {
-                Ok(found) => found,
-                Err(error) if has_status(&error, 404) => {
-                    let started = self.directory().join(STARTED_MARK).exists();
-                    return if started {
-                        Finding::Lost
-                    } else {
-                        Finding::NeverStarted
-                    };
-                }
-                Err(error) => {
-                    tracing::warn!(container = %self.name(), %error, "can't be inspected");
-                    self.shared.engine.suspect().await;
-                    continue;
-                }
-            };
-            let started_at = self.started_at(&found);
-            let state = found.state.unwrap_or_default();
-            if !verdict::was_started(&state) {
-                // A start may be under way that the earlier process asked for. Removed without
-                // force, it either never runs, or turns out to run.
-                remove(&self.shared.engine, &self.name(), false).await;
-                if !matches!(self.inspect().await, Err(error) if has_status(&error, 404)) {
-                    continue;
-                }
-                return Finding::NeverStarted;
-            }
-            if is_over(&state) {
-                let at = self.finished_at(&state);
-                let ended = Ended {
-                    at,
-                    state: Some(state),
-                    cause: None,
-                };
-                let output = self.copy(watch::channel(Fate::Interrupted).1);
-                return Finding::Ended(self.settle(started_at, ended, output).await);
-            }
-            return Finding::Running(started_at);
-        }
-    }
-
-    fn finished_at(&self, state: &ContainerState) -> Moment {
-        moment(state.finished_at.as_deref())
-    }
-}
-
-/// What became of a container.
-enum Finding {
-    Running(Moment),
-    Ended(Exit),
-    NeverStarted,
-    Lost,
 }
 
 /// The end of a container as the engine tells it.
-struct Ended {
-    at: Moment,
+pub(super) struct Ended {
+    pub(super) at: Moment,
     /// Absent: it was removed under our hands.
-    state: Option<ContainerState>,
+    pub(super) state: Option<ContainerState>,
     /// We ended it, for this reason.
-    cause: Option<StopCause>,
+    pub(super) cause: Option<StopCause>,
 }
 
 /// Open to whatever user the image has; the attempt's own directory above it is not.
@@ -569,7 +471,7 @@ fn make_files(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o777))
 }
 
-fn is_over(state: &ContainerState) -> bool {
+pub(super) fn is_over(state: &ContainerState) -> bool {
     use bollard::models::ContainerStateStatusEnum as Status;
     matches!(
         state.status,
@@ -577,7 +479,7 @@ fn is_over(state: &ContainerState) -> bool {
     )
 }
 
-fn moment(text: Option<&str>) -> Moment {
+pub(super) fn moment(text: Option<&str>) -> Moment {
     let unix_ns = i128::from(logs::unix_ms()) * 1_000_000;
     verdict::moment_of(text, Moment::now(), unix_ns)
 }

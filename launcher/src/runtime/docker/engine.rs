@@ -42,7 +42,7 @@ struct Health {
 pub(super) struct Engine {
     health: watch::Receiver<Health>,
     look: Arc<Notify>,
-    local: bool,
+    host: Arc<str>,
 }
 
 /// The engine's address: the setting, `DOCKER_HOST`, or the usual socket.
@@ -64,18 +64,22 @@ impl Engine {
         let host = host(settings);
         let (publish, health) = watch::channel(Health::default());
         let look = Arc::new(Notify::new());
-        let local = host.starts_with("unix://");
-        tokio::spawn(keep_watch(host, publish, look.clone(), offers));
+        tokio::spawn(keep_watch(host.clone(), publish, look.clone(), offers));
         Self {
             health,
             look,
-            local,
+            host: host.into(),
         }
     }
 
     /// Whether the engine's files are this machine's: it listens on a socket file.
-    pub(super) const fn is_local(&self) -> bool {
-        self.local
+    pub(super) fn is_local(&self) -> bool {
+        self.host.starts_with("unix://")
+    }
+
+    /// Its address.
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
 
     /// The client if the engine answered last time.
@@ -213,7 +217,7 @@ async fn keep_watch(
 }
 
 /// A connection whose protocol version both ends speak.
-async fn connect(host: &str) -> Result<Docker, Error> {
+pub(super) async fn connect(host: &str) -> Result<Docker, Error> {
     let client = if host.starts_with("unix://") {
         Docker::connect_with_unix(host, REQUEST_TIMEOUT_SECONDS, bollard::API_DEFAULT_VERSION)?
     } else {

@@ -1,10 +1,11 @@
 //! Containers, through the API of a Docker engine.
 //!
 //! One task an attempt (`attempt`) does everything that concerns its container and keeps the order
-//! of what it was told; `engine` knows whether there is an engine; `spec` and `verdict` translate
-//! between jobs and the engine's words and are pure; `output` copies logs, `session` runs commands
-//! inside. The engine itself is the only book: every container carries its attempt's name and
-//! labels, and what an earlier launcher process started is found by them.
+//! of what it was told; `adopt` finds out what became of an earlier process's. `engine` knows
+//! whether there is an engine; `spec` and `verdict` translate between jobs and the engine's words
+//! and are pure; `image` pulls, `output` copies logs, `session` runs commands inside; `end` finds
+//! all containers without a runtime. The engine is the only book: every container carries its
+//! attempt's name and labels, and is found by them.
 //!
 //! Invariants: a container of ours belongs to exactly one attempt; nothing is said to have ended
 //! because the engine is away; after `Emptied` or `Failed` the engine knows no container of it.
@@ -12,13 +13,17 @@
 //! It does not fence: a container is the engine's child, and nobody ends it while the launcher is
 //! dead.
 
+mod adopt;
 mod attempt;
+mod end;
 mod engine;
 mod image;
 mod output;
 mod session;
 mod spec;
 mod verdict;
+
+pub use end::end_containers;
 
 use super::exec::{NodeVariables, variables};
 use super::{BoxFuture, Events, ExecSession, FileRoot, Offers, Readiness, Refused, Runtime};
@@ -108,6 +113,8 @@ struct Shared {
     engine: Engine,
     events: Events,
     entries: Mutex<FxHashMap<AttemptId, Entry>>,
+    /// `docker.json` is written.
+    traced: AtomicBool,
     /// `adopt` was called: what is not in the entries is nobody's.
     adopted: Notify,
 }
@@ -131,6 +138,15 @@ impl Shared {
             brought(name) || !["PATH", "HOME", "LANG"].contains(&name)
         });
         variables
+    }
+
+    /// Sees to it that containers can be found from the data directory alone.
+    fn leave_trace(&self) -> std::io::Result<()> {
+        if !self.traced.swap(true, Ordering::Relaxed) {
+            let settings = &self.settings;
+            end::leave_trace(&settings.data_dir, self.engine.host(), settings.node_uuid)?;
+        }
+        Ok(())
     }
 
     fn log_cap(&self, job: &Job) -> u64 {
@@ -230,6 +246,7 @@ impl DockerRuntime {
             engine: Engine::new(&settings, offers),
             events,
             entries: Mutex::default(),
+            traced: AtomicBool::new(false),
             adopted: Notify::new(),
             settings,
         });
@@ -252,6 +269,7 @@ impl DockerRuntime {
             view,
             job: job.clone(),
             orders,
+            asked: false,
             live: Mutex::default(),
         }
     }
@@ -355,5 +373,80 @@ impl Runtime for DockerRuntime {
 
     fn files(&self, job: &Job) -> Option<FileRoot> {
         self.shared.files(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::record::JOB_FORMAT;
+    use pronto_payloads::demand::Demand;
+    use pronto_payloads::ids::{Attempt as Number, BootId, ControllerEpoch, InstanceId, OwnerId};
+    use pronto_payloads::instance::EndCause;
+    use pronto_payloads::start::{DockerTask, OnDisconnect, StartBody, Task};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_never_comes_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = DockerSettings {
+            host: Some(
+                directory
+                    .path()
+                    .join("no.sock")
+                    .to_string_lossy()
+                    .into_owned(),
+            ),
+            data_dir: DataDir::new(directory.path().to_owned()),
+            node_uuid: NodeUuid::default(),
+            node: NodeVariables::default(),
+            gpu_requests: false,
+            log_cap_bytes: 1 << 20,
+        };
+        let (events, mut inbox) = Events::channel();
+        let offers = Offers::new(Vec::new(), events.clone());
+        let runtime = DockerRuntime::new(settings, offers.clone(), events);
+        let job = Arc::new(Job {
+            format: JOB_FORMAT,
+            id: AttemptId {
+                owner: OwnerId::default(),
+                instance: InstanceId::default(),
+                attempt: Number(1),
+            },
+            controller_epoch: ControllerEpoch(1),
+            demand: Demand::default(),
+            gpus: Vec::new(),
+            received_at: Moment(0),
+            boot_id: BootId::default(),
+            body: StartBody {
+                tenant: "t".into(),
+                name: String::new(),
+                workload: String::new(),
+                task: Task::Docker(DockerTask::default()),
+                env: Vec::new(),
+                timeout_ms: None,
+                stop_grace_ms: 0,
+                on_disconnect: OnDisconnect::Keep,
+                privileged: false,
+                log_cap_bytes: None,
+                hard_cpu: false,
+                await_inputs: 0,
+                stdin: false,
+                keep_outputs_ms: 0,
+            },
+        });
+        assert_eq!(runtime.prepare(&job), Readiness::Later);
+        let Some(Event::Failed { end, .. }) = inbox.recv().await else {
+            panic!("it fails")
+        };
+        assert_eq!(
+            end.cause,
+            EndCause::Rejected,
+            "another node may have an engine"
+        );
+        assert_eq!(offers.now(), Vec::new());
+        // One that is adopted waits, whatever time it takes.
+        runtime.adopt(vec![job]);
+        let waited = timeout(Duration::from_secs(86_400), inbox.recv()).await;
+        assert!(waited.is_err(), "{waited:?}");
     }
 }

@@ -404,7 +404,7 @@ impl Inner {
                 fence_at: *fence_at,
             };
         }
-        match read_exit(&self.settings.data_dir.attempt(&job.id)) {
+        match read_exit(&self.settings.data_dir.attempt(&job.id), &key) {
             Ok(Some(exit)) => Found::Ended {
                 started_at: exit.started_at,
                 ended_at: exit.ended_at,
@@ -751,9 +751,13 @@ fn make_workdir(path: &Path, user: Option<&User>) -> io::Result<()> {
     }
 }
 
-fn read_exit(directory: &Path) -> io::Result<Option<Exit>> {
+/// The exit file of this attempt; what an earlier one left in a reused directory is none.
+fn read_exit(directory: &Path, key: &str) -> io::Result<Option<Exit>> {
     match fs::read(directory.join(EXIT_FILE)) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Ok(bytes) => {
+            let exit: Exit = serde_json::from_slice(&bytes)?;
+            Ok((exit.key == key).then_some(exit))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
