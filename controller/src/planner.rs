@@ -14,9 +14,10 @@
 //! ```
 //!
 //! Where things are: [`instance`] draws the state machine; [`queue`] says who goes first;
-//! `submit` admits; `dispatch` sends STARTs and takes their answers; `reports` takes what nodes
-//! say; `nodes` keeps the node table, losses and drains; `reconcile` finds out where attempts are
-//! after a break; `requests` answers users; `views` shows things to them.
+//! `submit` admits; `dispatch` sends STARTs and takes their answers; `inbound` decodes what comes
+//! from the scheduler; `reports` takes what nodes say; `stops` ends things; `nodes` keeps the node
+//! table and losses, `drains` maintenance; `reconcile` finds out where attempts are after a break;
+//! `requests` answers users; `views` shows things to them.
 //!
 //! Invariants (checked by [`State::check`] in tests):
 //! - An attempt number is raised and committed before it is sent, and never sent twice.
@@ -27,15 +28,20 @@
 
 mod check;
 mod dispatch;
+mod drains;
 pub mod event;
+mod explain;
+mod inbound;
 pub mod instance;
 mod journal;
+mod living;
 mod nodes;
 pub mod queue;
 mod reconcile;
 mod reports;
 mod requests;
 mod state;
+mod stops;
 mod submit;
 mod template;
 mod tenants;

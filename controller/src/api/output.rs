@@ -5,7 +5,8 @@ use super::body::{HungUp, Pipe, pipe};
 use super::instances::own;
 use super::reply::{Caller, Path, Query, streamed};
 use super::types::{
-    CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, FRAMES_CONTENT_TYPE, OutputEnd, OutputQuery,
+    CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, FRAMES_CONTENT_TYPE, OutputEnd, OutputQuery, Step,
+    TimelineStep,
 };
 use super::{App, Target};
 use crate::planner::views::{ended_view, timeline};
@@ -117,7 +118,10 @@ impl Output<'_> {
                             done = attempt;
                             self.tries = 0;
                         }
-                        Then::Again => self.pause().await?,
+                        Then::Again => {
+                            self.pause().await?;
+                            continue;
+                        }
                         // It lives, out of reach: one more try whenever something has changed.
                         Then::GiveUp if follow => {
                             self.wait().await?;
@@ -249,6 +253,20 @@ impl Output<'_> {
                 _ => return Ok(()),
             },
         };
+        let mut timeline = timeline;
+        let committed = self
+            .changes
+            .borrow()
+            .as_ref()
+            .and_then(|c| c.end_committed_ns);
+        if let (Some(offset_ns), Some(last)) = (committed, timeline.last()) {
+            let delta_ns = offset_ns.saturating_sub(last.offset_ns);
+            timeline.push(TimelineStep {
+                step: Step::EndCommitted,
+                offset_ns,
+                delta_ns,
+            });
+        }
         self.pipe
             .end(&OutputEnd {
                 instance,

@@ -9,10 +9,12 @@ use super::reply::Caller;
 use super::routes::{Access, access, router};
 use super::types::ErrorCode;
 use crate::planner::{Actor, ActorKind, Refused};
+use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -154,7 +156,11 @@ async fn connection(
         chain,
         judged: Mutex::new(Instant::now()),
     });
-    let service = TowerToHyperService::new(service.layer(Extension(client)));
+    let routes = TowerToHyperService::new(service);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(&client));
+        routes.call(request)
+    });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()

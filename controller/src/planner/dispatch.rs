@@ -9,7 +9,7 @@ use super::journal::{After, ToAck};
 use super::queue::LastRefusal;
 use super::state::State;
 use crate::api::types::{EndReason, InstanceState, Severity};
-use crate::store::{AfterStop, AmendRow, Write};
+use crate::store::{AmendRow, Write};
 use pronto_payloads::SCHEMA;
 use pronto_payloads::codec::{self, encode};
 use pronto_payloads::control::ToNode;
@@ -316,8 +316,8 @@ impl State {
                     None,
                 );
             }
-            Phase::Placing if timed_out => {
-                // Its START is under way: look again when the answer must be there.
+            Phase::Placing | Phase::Uncertain if timed_out => {
+                // Its START may be under way: look again when the answer must be there.
                 const ANSWER_NS: i64 = 1_000_000_000;
                 let (at, seq) = (self.now.mono_ns + ANSWER_NS, instance.seq);
                 self.arm(at, seq);
@@ -334,26 +334,5 @@ impl State {
             Phase::Starting | Phase::Running | Phase::Uncertain => self.on_fence_timer(slot),
             Phase::Committing | Phase::Queued | Phase::Placing | Phase::Ending => {}
         }
-    }
-
-    /// A stopped instance that will certainly not run.
-    pub(crate) fn finish_stopped(&mut self, slot: u32) {
-        if self.instance(slot).after_stop() == Some(AfterStop::Restart)
-            || self.instance(slot).after_stop() == Some(AfterStop::Move)
-        {
-            self.restart_now(slot, None);
-            return;
-        }
-        let ran = self.instance(slot).was_placed || self.instance(slot).restarts > 0;
-        let (state, cause, text) = if ran {
-            (InstanceState::Stopped, EndReason::Stopped, "stopped")
-        } else {
-            (
-                InstanceState::Cancelled,
-                EndReason::Cancelled,
-                "cancelled before it was placed",
-            )
-        };
-        self.finish(slot, state, cause, text.to_owned(), None);
     }
 }

@@ -355,4 +355,6 @@ pub struct Change {
     pub state: InstanceState,
     /// Its node, once it is placed.
     pub node: Option<Arc<str>>,
+    /// For an end state: when it was on disk, since the submission.
+    pub end_committed_ns: Option<u64>,
 }

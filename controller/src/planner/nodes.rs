@@ -6,13 +6,11 @@
 //! but when more than a fifth of the nodes are away together, it is the network and not the nodes:
 //! rescheduling is suspended and an alarm raised, until they are back or an administrator resumes.
 
-use super::dispatch::Topic;
 use super::instance::{NOWHERE, Phase};
 use super::state::{State, ns};
-use crate::api::types::{EndReason, EndRecord, RestartMode, Severity};
-use crate::store::{AfterStop, EventRow, NodeRow, StopIntent, Write};
-use pronto_payloads::codec::encode;
-use pronto_payloads::control::{SetMode, Stop};
+use crate::api::types::{EndReason, EndRecord, Severity};
+use crate::store::{AfterStop, EventRow, NodeRow, Write};
+use pronto_payloads::control::Stop;
 use pronto_payloads::demand::Capacity;
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{BootId, InstanceId, NodeUuid};
@@ -20,7 +18,6 @@ use pronto_payloads::instance::{Phase as NodePhase, digest_item};
 use pronto_payloads::node::{
     NodeConnected, NodeDisconnected, NodeFacts, NodeLoad, NodeState, StatsBatch,
 };
-use pronto_protocol::operand::Operand;
 use rustc_hash::FxHashSet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,8 +26,6 @@ use std::sync::Arc;
 const MASS_LOSS_MIN: usize = 3;
 /// More than this part of the nodes away together is the network's fault.
 const MASS_LOSS_PART: usize = 5;
-/// SET_MODE is repeated this often until the node reports the mode.
-const MODE_REPEAT_NS: i64 = 2_000_000_000;
 /// Stale attempts to stop that are remembered for one node; they are reported again anyhow.
 const MAX_STALE: usize = 1024;
 
@@ -61,12 +56,14 @@ pub(crate) struct Node {
     /// The latest break of the scheduler's session since which it gave a whole inventory.
     pub(crate) cleared_break: u64,
     pub(crate) pull: Pull,
+    /// When the pull was asked for, or ended.
+    pub(crate) pull_ns: i64,
     pub(crate) attempts: FxHashSet<u32>,
     pub(crate) available: Option<Capacity>,
     pub(crate) load: Option<NodeLoad>,
     pub(crate) quarantined: BTreeSet<InstanceId>,
     stale: BTreeMap<InstanceId, (Stop, i64)>,
-    mode_sent_ns: Option<i64>,
+    pub(crate) mode_sent_ns: Option<i64>,
 }
 
 /// All known nodes. Indices are never used twice.
@@ -211,6 +208,7 @@ impl Node {
             lost,
             cleared_break: 0,
             pull: Pull::Idle,
+            pull_ns: now_ns,
             attempts: FxHashSet::default(),
             available: None,
             load: None,
@@ -387,30 +385,6 @@ impl State {
         }
     }
 
-    /// Tells a node the mode that it should be in, until it reports it.
-    fn assert_mode(&mut self, index: u32) {
-        let now_ns = self.now.mono_ns;
-        let up = self.link.up;
-        let Some(node) = self.nodes.node_mut(index) else {
-            return;
-        };
-        let maintained = node.state == NodeState::Maintenance;
-        let wanted = node.row.mode == Mode::Maintenance;
-        let recent = node
-            .mode_sent_ns
-            .is_some_and(|sent| now_ns - sent < MODE_REPEAT_NS);
-        if !node.connected || !up || maintained == wanted || recent {
-            return;
-        }
-        node.mode_sent_ns = Some(now_ns);
-        let name = Arc::clone(&node.row.name);
-        let body = encode(&SetMode {
-            mode: node.row.mode,
-        });
-        let topic = Topic::SetMode(u64::from(index));
-        self.send_to_node(Operand::SetMode, topic, &name, &body);
-    }
-
     /// Whether so many nodes are away together that it is not their own doing.
     fn mass_loss(&self) -> bool {
         let (mut known, mut away) = (0, 0);
@@ -533,7 +507,7 @@ impl State {
         self.give_up_on_node(slot, "was lost");
     }
 
-    fn give_up_on_node(&mut self, slot: u32, text: &str) {
+    pub(crate) fn give_up_on_node(&mut self, slot: u32, text: &str) {
         let record = self.lost_record(self.instance(slot).node, text);
         match self.instance(slot).after_stop() {
             Some(AfterStop::Keep | AfterStop::Delete) => {
@@ -574,98 +548,6 @@ impl State {
         self.give_up_on_node(slot, "does not have it");
     }
 
-    pub(crate) fn drain(&mut self, index: u32, deadline_ms: u64) {
-        let until = self.now.unix_ms.saturating_add(deadline_ms);
-        let Some(node) = self.nodes.node_mut(index) else {
-            return;
-        };
-        node.row.mode = Mode::Maintenance;
-        node.row.drain_until_unix_ms = Some(until);
-        node.mode_sent_ns = None;
-        let row = node.row.clone();
-        self.journal.write(Write::Node(row));
-        self.assert_mode(index);
-        self.sweep_drain(index);
-    }
-
-    pub(crate) fn restore(&mut self, index: u32) {
-        let Some(node) = self.nodes.node_mut(index) else {
-            return;
-        };
-        node.row.mode = Mode::Ready;
-        node.row.drain_until_unix_ms = None;
-        node.mode_sent_ns = None;
-        let row = node.row.clone();
-        self.journal.write(Write::Node(row));
-        self.assert_mode(index);
-    }
-
-    fn sweep_drains(&mut self) {
-        let draining: Vec<u32> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.row.drain_until_unix_ms.is_some() && !node.attempts.is_empty())
-            .map(|(index, _)| index)
-            .collect();
-        for index in draining {
-            self.assert_mode(index);
-            self.sweep_drain(index);
-        }
-    }
-
-    /// Moves what may be restarted at once, and the rest when the deadline is there.
-    fn sweep_drain(&mut self, index: u32) {
-        let Some(node) = self.nodes.node(index) else {
-            return;
-        };
-        let Some(until) = node.row.drain_until_unix_ms else {
-            return;
-        };
-        let due = self.now.unix_ms >= until;
-        for slot in sorted(&node.attempts) {
-            let instance = self.instance(slot);
-            let there = matches!(instance.phase, Phase::Starting | Phase::Running);
-            let spec = &self.template(slot).spec;
-            let movable = spec.restart.mode != RestartMode::Never;
-            if there && instance.stop().is_none() && (due || movable) {
-                let then = if movable || spec.reschedule.limit > 0 {
-                    AfterStop::Move
-                } else {
-                    AfterStop::Keep
-                };
-                let message = "its node is drained".to_owned();
-                self.record_instance(slot, "drained", Severity::Info, message);
-                self.intend_stop(
-                    slot,
-                    StopIntent {
-                        grace_ms: None,
-                        then,
-                    },
-                );
-            }
-        }
-    }
-
-    /// An administrator swears that nothing runs on a node any more, and forgets it.
-    pub(crate) fn delete_node(&mut self, index: u32) {
-        let Some(node) = self.nodes.node(index) else {
-            return;
-        };
-        let slots = sorted(&node.attempts);
-        for slot in slots {
-            if matches!(self.instance(slot).phase, Phase::Starting | Phase::Running) {
-                self.give_up_on_node(slot, "was fenced by an administrator");
-            }
-        }
-        if let Some(node) = self.nodes.remove(index) {
-            if matches!(node.pull, Pull::Asked { .. }) {
-                self.link.pulls -= 1;
-            }
-            self.journal.write(Write::NodeDeleted(node.row.name));
-        }
-        self.sweep_uncertain();
-    }
-
     pub(crate) fn record_node(
         &mut self,
         index: u32,
@@ -690,7 +572,7 @@ impl State {
 }
 
 /// In an order that does not depend on the set's.
-fn sorted(slots: &FxHashSet<u32>) -> Vec<u32> {
+pub(crate) fn sorted(slots: &FxHashSet<u32>) -> Vec<u32> {
     let mut slots: Vec<u32> = slots.iter().copied().collect();
     slots.sort_unstable();
     slots

@@ -24,20 +24,22 @@ use super::nodes::Pull;
 use super::state::State;
 use crate::api::types::Severity;
 use crate::store::{AfterStop, Write};
-use pronto_payloads::codec::{self, encode};
-use pronto_payloads::control::{Activate, Failure, FromNode, Grant, PullInventory};
+use pronto_payloads::codec::encode;
+use pronto_payloads::control::{Activate, Grant, PullInventory};
 use pronto_payloads::ids::{Generation, Term};
 use pronto_payloads::instance::{InstanceReport, Inventory};
-use pronto_payloads::node::{NodeConnected, NodeDisconnected, Nodes as NodePage, StatsBatch};
-use pronto_payloads::place::{CapacityGrown, Explanation, Placed, StartFailure};
+use pronto_payloads::node::Nodes as NodePage;
 use pronto_protocol::frame::Frame;
-use pronto_protocol::hello::Refusal;
 use pronto_protocol::operand::Operand;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, VecDeque};
 
 /// Inventories that are asked for at once: a restart of the scheduler is no flood.
 const MAX_PULLS: u32 = 32;
+/// An inventory that has not come after so long is asked for again.
+const PULL_LIMIT_NS: i64 = 30_000_000_000;
+/// One that was refused is asked for again after so long.
+const PULL_AGAIN_NS: i64 = 2_000_000_000;
 /// GRANT is renewed this often.
 const GRANT_EVERY_NS: i64 = 1_000_000_000;
 /// After NotActive or Busy, STARTs wait so long.
@@ -75,7 +77,7 @@ pub(crate) struct Link {
     pub(crate) next_lookup: u64,
     pub(crate) superseded: bool,
     /// Open EXPLAINs: number, token of the request, and what to add to the answer.
-    pub(crate) explains: FxHashMap<u64, super::requests::OpenExplain>,
+    pub(crate) explains: FxHashMap<u64, super::explain::OpenExplain>,
     pub(crate) next_explain: u64,
 }
 
@@ -232,140 +234,7 @@ impl State {
         self.fail_explains();
     }
 
-    /// Every frame that a scheduler sends. What can't be decoded is said and passed over.
-    pub(crate) fn on_frame(&mut self, frame: Frame) {
-        if let Err(error) = self.take_frame(frame) {
-            self.warn(format!("a frame of the scheduler is not accepted: {error}"));
-        }
-    }
-
-    fn take_frame(&mut self, frame: Frame) -> Result<(), codec::DecodeError> {
-        let (correlation, last) = (frame.correlation, frame.is_last());
-        let mut bytes = frame.payload.into_bytes();
-        match frame.operand {
-            Operand::Placed => {
-                let placed: Placed = codec::decode(&bytes)?;
-                self.on_placed(&placed);
-            }
-            Operand::StartFailure => {
-                let failure: StartFailure = codec::decode(&bytes)?;
-                self.on_start_failure(correlation, failure);
-            }
-            Operand::InstanceChanged => {
-                let from: FromNode = codec::take(&mut bytes)?;
-                let report: InstanceReport = codec::decode(&bytes)?;
-                let node = self.node_named(&from.node);
-                self.on_report(node, report);
-            }
-            Operand::InventoryPage => {
-                let from: FromNode = codec::take(&mut bytes)?;
-                let page: Inventory = codec::decode(&bytes)?;
-                self.on_inventory(&from.node, page, last);
-            }
-            Operand::NodeConnected => {
-                let said: NodeConnected = codec::decode(&bytes)?;
-                self.on_node_connected(said);
-            }
-            Operand::NodeDisconnected => {
-                let said: NodeDisconnected = codec::decode(&bytes)?;
-                self.on_node_disconnected(&said);
-            }
-            Operand::NodeList => {
-                let page: NodePage = codec::decode(&bytes)?;
-                self.on_node_page(page, last);
-            }
-            Operand::Stats => {
-                let batch: StatsBatch = codec::decode(&bytes)?;
-                self.on_stats(batch);
-            }
-            Operand::Capacity => {
-                let grown: CapacityGrown = codec::decode(&bytes)?;
-                self.link.generation = self.link.generation.max(grown.generation);
-                self.queue.capacity(grown.generation);
-            }
-            Operand::Explanation => {
-                let explanation: Explanation = codec::decode(&bytes)?;
-                self.on_explanation(correlation, explanation);
-            }
-            Operand::Done => self.on_done(correlation, &mut bytes)?,
-            Operand::StopFailure
-            | Operand::DeleteFailure
-            | Operand::Unsupported
-            | Operand::Busy
-            | Operand::Unauthorized => self.on_failure(correlation, frame.operand, bytes)?,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn on_done(
-        &mut self,
-        correlation: u64,
-        bytes: &mut bytes::Bytes,
-    ) -> Result<(), codec::DecodeError> {
-        match Topic::of(correlation) {
-            Some(Topic::Activate) => {
-                self.link.active = true;
-                self.send_grant();
-                self.send(Frame::request(
-                    Operand::Nodes,
-                    Topic::Nodes.correlation(),
-                    (),
-                ));
-            }
-            Some(Topic::Stop(seq)) if !bytes.is_empty() => {
-                let from: FromNode = codec::take(bytes)?;
-                if let Some(node) = self.nodes.find(&from.node) {
-                    let stale = self
-                        .nodes
-                        .stale_with(node, |id| self.ids.seq(id, self.meta.next_seq) == seq);
-                    for id in stale {
-                        self.nodes.forget_stale(node, id);
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn on_failure(
-        &mut self,
-        correlation: u64,
-        operand: Operand,
-        mut bytes: bytes::Bytes,
-    ) -> Result<(), codec::DecodeError> {
-        // STOP_FAILURE and DELETE_FAILURE name the node in front; the others are the protocol's.
-        let text = if matches!(operand, Operand::StopFailure | Operand::DeleteFailure) {
-            codec::take::<FromNode>(&mut bytes)?;
-            codec::decode::<Failure>(&bytes)?.text
-        } else {
-            Refusal::decode(&bytes).map_or_else(|error| error.to_string(), |found| found.text)
-        };
-        match Topic::of(correlation) {
-            Some(Topic::Activate) => {
-                self.record(
-                    "activation_refused",
-                    Severity::Alarm,
-                    format!(
-                        "the scheduler at {} will not be activated: {text}",
-                        self.link.address
-                    ),
-                );
-                self.out.push(Effect::DropSession { reason: text });
-            }
-            Some(Topic::Inventory(node)) => {
-                if let Ok(index) = u32::try_from(node) {
-                    self.end_pull(index);
-                }
-            }
-            Some(Topic::Explain(number)) => self.explain_failed(number, &text),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn on_node_page(&mut self, page: NodePage, last: bool) {
+    pub(crate) fn on_node_page(&mut self, page: NodePage, last: bool) {
         for said in page.nodes {
             let name = said.node.clone();
             self.on_node_connected(said);
@@ -432,6 +301,7 @@ impl State {
                 pages: 0,
                 seen: BTreeSet::new(),
             };
+            node.pull_ns = self.now.mono_ns;
             let name = std::sync::Arc::clone(&node.row.name);
             self.link.pulls += 1;
             let body = encode(&PullInventory {
@@ -443,16 +313,46 @@ impl State {
     }
 
     pub(crate) fn end_pull(&mut self, index: u32) {
+        let now_ns = self.now.mono_ns;
         if let Some(node) = self.nodes.node_mut(index)
             && matches!(node.pull, Pull::Asked { .. })
         {
             node.pull = Pull::Idle;
+            node.pull_ns = now_ns;
             self.link.pulls -= 1;
         }
         self.pull_next();
     }
 
-    fn on_inventory(&mut self, name: &str, page: Inventory, last: bool) {
+    /// Asks again where an inventory was refused or has not come.
+    pub(crate) fn sweep_pulls(&mut self) {
+        if !self.link.is_ready() {
+            return;
+        }
+        let (breaks, now_ns) = (self.link.breaks, self.now.mono_ns);
+        let uncertain = !self.link.uncertain.is_empty();
+        let due: Vec<u32> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| match node.pull {
+                Pull::Asked { .. } => now_ns - node.pull_ns >= PULL_LIMIT_NS,
+                Pull::Idle => {
+                    uncertain
+                        && node.connected
+                        && node.cleared_break < breaks
+                        && now_ns - node.pull_ns >= PULL_AGAIN_NS
+                }
+                Pull::Wanted => false,
+            })
+            .map(|(index, _)| index)
+            .collect();
+        for index in due {
+            self.end_pull(index);
+            self.consider_pull(index, false);
+        }
+    }
+
+    pub(crate) fn on_inventory(&mut self, name: &str, page: Inventory, last: bool) {
         if page.owner != self.meta.owner {
             return;
         }
@@ -575,7 +475,7 @@ impl State {
         }
     }
 
-    fn send_grant(&mut self) {
+    pub(crate) fn send_grant(&mut self) {
         self.link.granted_ns = self.now.mono_ns;
         let body = encode(&Grant {
             grant_ms: self.settings.grant_ms,

@@ -8,7 +8,7 @@
 
 use super::dispatch::Topic;
 use super::event::Effect;
-use super::instance::{NOWHERE, Phase};
+use super::instance::Phase;
 use super::journal::{After, ToAck};
 use super::state::{State, ns};
 use crate::api::types::{EndReason, EndRecord, InstanceState, RestartMode, Severity};
@@ -16,7 +16,6 @@ use crate::spec;
 use crate::store::{AfterStop, EndRow, EventRow, PastInstance, Write};
 use pronto_payloads::codec::{encode, encode_into};
 use pronto_payloads::control::{Ack, Delete, Stop, ToNode};
-use pronto_payloads::ids::Attempt;
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase as NodePhase};
 use pronto_payloads::limits::AVOIDED_NODES;
 use pronto_protocol::frame::Frame;
@@ -519,116 +518,6 @@ impl State {
             node,
             message,
         });
-    }
-
-    /// A stop that was promised is durable: carry it out.
-    pub(crate) fn on_stop_durable(&mut self, seq: u64) {
-        let Some(slot) = self.slot(seq) else { return };
-        if self.instance(slot).stop().is_none() {
-            return;
-        }
-        self.instance_mut(slot).more().stop_durable = true;
-        match self.instance(slot).phase {
-            Phase::Starting | Phase::Running => self.send_stop(slot),
-            Phase::Uncertain => self.send_stop_everywhere(slot),
-            Phase::Placing | Phase::Ending => {}
-            Phase::Committing | Phase::Queued | Phase::Waiting => self.finish_stopped(slot),
-        }
-    }
-
-    /// A crash must not turn a move into an end: no STOP before what follows it is written down.
-    fn stop_is_durable(&self, slot: u32) -> bool {
-        let more = self.instance(slot).more.as_ref();
-        more.is_some_and(|more| more.stop.is_some() && more.stop_durable)
-    }
-
-    fn stop_of(&self, slot: u32) -> Stop {
-        Stop {
-            owner: self.meta.owner,
-            instance: self.id(slot),
-            attempt: Attempt(self.instance(slot).attempt),
-            grace_ms: self.instance(slot).stop().and_then(|stop| stop.grace_ms),
-        }
-    }
-
-    pub(crate) fn send_stop(&mut self, slot: u32) {
-        if !self.stop_is_durable(slot) {
-            return;
-        }
-        let node = self.instance(slot).node;
-        let now_ns = self.now.mono_ns;
-        self.instance_mut(slot).more().stop_sent_ns = Some(now_ns);
-        if node == NOWHERE || !self.nodes.is_connected(node) || !self.link.up {
-            return;
-        }
-        let Some(name) = self.nodes.name_of(node) else {
-            return;
-        };
-        let stop = self.stop_of(slot);
-        let seq = self.instance(slot).seq;
-        self.send_to_node(Operand::Stop, Topic::Stop(seq), &name, &encode(&stop));
-    }
-
-    fn send_stop_unless_recent(&mut self, slot: u32) {
-        let sent = self
-            .instance(slot)
-            .more
-            .as_ref()
-            .and_then(|more| more.stop_sent_ns);
-        let repeat_ns = ns(self.settings.stop_repeat_ms);
-        if sent.is_none_or(|sent| self.now.mono_ns - sent >= repeat_ns) {
-            self.send_stop(slot);
-        }
-    }
-
-    /// An unanswered attempt may be anywhere: every connected node is told.
-    pub(crate) fn send_stop_everywhere(&mut self, slot: u32) {
-        if !self.stop_is_durable(slot) {
-            return;
-        }
-        let now_ns = self.now.mono_ns;
-        self.instance_mut(slot).more().stop_sent_ns = Some(now_ns);
-        if !self.link.up {
-            return;
-        }
-        let stop = encode(&self.stop_of(slot));
-        let seq = self.instance(slot).seq;
-        for name in self.nodes.connected_names() {
-            self.send_to_node(Operand::Stop, Topic::Stop(seq), &name, &stop);
-        }
-    }
-
-    /// STOP is repeated until the end is reported.
-    pub(crate) fn sweep_stops(&mut self) {
-        let repeat_ns = ns(self.settings.stop_repeat_ms);
-        let due: Vec<u64> = self
-            .stopping
-            .iter()
-            .copied()
-            .filter(|&seq| {
-                self.slot(seq).is_some_and(|slot| {
-                    let sent = self
-                        .instance(slot)
-                        .more
-                        .as_ref()
-                        .and_then(|more| more.stop_sent_ns);
-                    sent.is_none_or(|sent| self.now.mono_ns - sent >= repeat_ns)
-                })
-            })
-            .collect();
-        for seq in due {
-            let Some(slot) = self.slot(seq) else { continue };
-            match self.instance(slot).phase {
-                Phase::Starting | Phase::Running => self.send_stop(slot),
-                Phase::Uncertain => self.send_stop_everywhere(slot),
-                _ => {}
-            }
-        }
-        let stale = self.nodes.stale_due(self.now.mono_ns, repeat_ns);
-        for (name, stop) in stale {
-            let seq = self.ids.seq(stop.instance, self.meta.next_seq);
-            self.send_to_node(Operand::Stop, Topic::Stop(seq), &name, &encode(&stop));
-        }
     }
 }
 

@@ -12,33 +12,17 @@ use super::instance::Phase;
 use super::journal::After;
 use super::state::{STATES, State, Submission};
 use super::template::Template;
-use crate::api::types::{
-    ErrorCode, ExplainReason, ExplainResponse, InstanceState, RuntimeName, Severity,
-};
+use crate::api::types::{ErrorCode, InstanceState, Severity};
 use crate::numbers::{SUFFIX_MIN_DIGITS, ends_in};
-use crate::policy;
-use crate::spec;
 use crate::store::{AfterStop, AmendRow, EventRow, StopIntent, Write};
+use crate::{policy, spec};
 use pronto_payloads::SCHEMA;
-use pronto_payloads::codec::{Payload, encode};
+use pronto_payloads::codec::encode;
 use pronto_payloads::control::Delete;
 use pronto_payloads::ids::InstanceId;
-use pronto_payloads::place::{Explain, Explanation, Reason};
-use pronto_protocol::frame::Frame;
+use pronto_payloads::place::Explain;
 use pronto_protocol::operand::Operand;
 use std::sync::Arc;
-
-/// EXPLAINs that may be open at once: each costs the scheduler a walk over its nodes.
-const MAX_EXPLAINS: usize = 64;
-
-/// An EXPLAIN whose answer is to come.
-#[derive(Debug)]
-pub(crate) struct OpenExplain {
-    token: Token,
-    admin: bool,
-    policy: Option<String>,
-    waiting: Option<String>,
-}
 
 impl State {
     pub(crate) fn on_request(&mut self, token: Token, actor: &Actor, call: Call) {
@@ -141,7 +125,7 @@ impl State {
     }
 
     /// The living instance, if the actor may see it.
-    fn visible(&self, actor: &Actor, id: InstanceId) -> Option<u32> {
+    pub(crate) fn visible(&self, actor: &Actor, id: InstanceId) -> Option<u32> {
         let slot = self.living(id)?;
         let tenant = &self.submission(self.instance(slot).submission).row.tenant;
         actor
@@ -349,30 +333,6 @@ impl State {
         let view = self.instance_view(slot);
         self.reply_durably(token, Reply::Instance(Box::new(view)));
         Ok(None)
-    }
-
-    /// Writes the wish to stop an instance down; it is carried out once that is durable.
-    pub(crate) fn intend_stop(&mut self, slot: u32, intent: StopIntent) {
-        let instance = self.instance_mut(slot);
-        let seq = instance.seq;
-        instance.amended = true;
-        let before = instance.more().stop;
-        // A deletion is not taken back by a stop.
-        let then = match before.map(|stop| stop.then) {
-            Some(AfterStop::Delete) => AfterStop::Delete,
-            _ => intent.then,
-        };
-        let more = instance.more();
-        more.stop = Some(StopIntent {
-            grace_ms: intent.grace_ms,
-            then,
-        });
-        more.stop_sent_ns = None;
-        more.stop_durable = false;
-        self.stopping.insert(seq);
-        let row = self.amend_row(slot);
-        self.journal.write(Write::Amend(row));
-        self.journal.then(After::Stop { seq });
     }
 
     fn forget(
@@ -584,111 +544,6 @@ impl State {
         Ok(None)
     }
 
-    fn explain(
-        &mut self,
-        token: Token,
-        actor: &Actor,
-        mut explain: Explain,
-        tenant: Option<&str>,
-        instance: Option<InstanceId>,
-    ) -> Result<Option<Reply>, Refused> {
-        let mut waiting = None;
-        let mut refusal = None;
-        if let Some(id) = instance {
-            let Some(slot) = self.visible(actor, id) else {
-                return Ok(Some(Reply::NotLiving));
-            };
-            let class = &self.template(slot).class;
-            explain.demand = class.demand.clone();
-            explain.constraints.clone_from(&class.constraints);
-            explain.runtime = class.runtime;
-            waiting = self.waiting_text(slot);
-        } else {
-            explain
-                .check()
-                .map_err(|error| super::submit::invalid(&error))?;
-            let tenant = self.tenant_of(actor, tenant)?;
-            let entry = &self.tenants[tenant as usize];
-            let ask = policy::Ask {
-                runtime: RuntimeName::from_wire(explain.runtime),
-                privileged: false,
-                count: 1,
-                each: spec::quota_use(&explain.demand),
-            };
-            refusal = policy::admit(&entry.name, &entry.policy, &entry.used, &ask)
-                .err()
-                .map(|rejection| rejection.to_string());
-        }
-        if !self.link.up {
-            return Err(Refused::new(
-                ErrorCode::SchedulerUnreachable,
-                "no scheduler is connected",
-            ));
-        }
-        if self.link.explains.len() >= MAX_EXPLAINS {
-            return Err(Refused::new(
-                ErrorCode::Busy,
-                "too many explanations are asked for at once",
-            )
-            .retry_after(200));
-        }
-        let number = self.link.next_explain;
-        self.link.next_explain += 1;
-        self.link.explains.insert(
-            number,
-            OpenExplain {
-                token,
-                admin: actor.scope().is_none(),
-                policy: refusal,
-                waiting,
-            },
-        );
-        self.send(Frame::request(
-            Operand::Explain,
-            Topic::Explain(number).correlation(),
-            encode(&explain),
-        ));
-        Ok(None)
-    }
-
-    pub(crate) fn on_explanation(&mut self, correlation: u64, explanation: Explanation) {
-        let Some(Topic::Explain(number)) = Topic::of(correlation) else {
-            return;
-        };
-        let Some(open) = self.link.explains.remove(&number) else {
-            return;
-        };
-        let reasons = explanation
-            .reasons
-            .into_iter()
-            .map(|counted| reason_view(counted.nodes, &counted.reason))
-            .collect();
-        let response = ExplainResponse {
-            nodes: explanation.nodes,
-            fits: explanation.fits,
-            node: explanation.node.filter(|_| open.admin),
-            reasons,
-            policy: open.policy,
-            waiting: open.waiting,
-        };
-        self.reply(open.token, Ok(Reply::Explained(response)));
-    }
-
-    pub(crate) fn explain_failed(&mut self, number: u64, text: &str) {
-        if let Some(open) = self.link.explains.remove(&number) {
-            let refused = Refused::new(ErrorCode::SchedulerUnreachable, text);
-            self.reply(open.token, Err(refused));
-        }
-    }
-
-    pub(crate) fn fail_explains(&mut self) {
-        let mut open: Vec<u64> = self.link.explains.keys().copied().collect();
-        open.sort_unstable();
-        for number in open {
-            self.explain_failed(number, "the session to the scheduler broke");
-        }
-    }
-
     /// Counts by state of living instances.
     pub(crate) fn living_states(&self, actor: &Actor) -> [u64; STATES] {
         let mut sum = [0; STATES];
@@ -713,26 +568,5 @@ impl State {
                 (state, count)
             })
             .collect()
-    }
-}
-
-fn reason_view(nodes: u32, reason: &Reason) -> ExplainReason {
-    let (name, verb) = match reason {
-        Reason::Maintenance => ("maintenance", "in maintenance".to_owned()),
-        Reason::ReportsFull => ("reports_full", "full by their own report".to_owned()),
-        Reason::QueueFull => ("queue_full", "slow to take commands".to_owned()),
-        Reason::BackedOff => ("backed_off", "backed off after failures".to_owned()),
-        Reason::Schema => ("schema", "of another version".to_owned()),
-        Reason::Runtime { name } => ("runtime", format!("without the runtime {name}")),
-        Reason::NotThisNode => ("not_this_node", "not the one that was asked for".to_owned()),
-        Reason::Label { key, value } => ("label", format!("without the label {key}={value}")),
-        Reason::TooSmall { dimension } => ("too_small", format!("too small in {dimension}")),
-        Reason::Lacks { dimension } => ("lacks", format!("short of {dimension} now")),
-    };
-    let noun = if nodes == 1 { "node" } else { "nodes" };
-    ExplainReason {
-        nodes,
-        reason: name.to_owned(),
-        text: format!("{nodes} {noun} {verb}"),
     }
 }

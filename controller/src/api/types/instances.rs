@@ -263,7 +263,7 @@ pub enum Step {
     Ended,
     /// The end reached the controller.
     EndReported,
-    /// The end is on disk.
+    /// The end is on disk; told by the output that was followed to it.
     EndCommitted,
 }
 

@@ -522,9 +522,12 @@ fn rule_08_nothing_is_rescheduled_when_many_nodes_vanish_together() {
             .0
             .0
             .id;
-        h.node_up(&again(node, &[(id, NodePhase::Received)]));
+        let back = again(node, &[(id, NodePhase::Received)]);
+        h.node_up(&back);
+        let ask = h.expect_inventory(&back);
+        let kept = report(id, NodePhase::Received, None, 1);
+        h.inventory(&back, 1, &[kept], ask);
     }
-    h.sent.clear();
     h.pass(61_000);
     let retry = h.starts();
     assert_eq!(retry.len(), 1);
