@@ -37,7 +37,7 @@ impl Exit {
     pub(crate) const TABLE: [(Self, &str); 10] = [
         (
             Self::No,
-            "the answer is no: `explain` found no fit, `demo` or `bench` missed its aim",
+            "the answer is no: `explain` found no fit, not all that were created succeeded, `demo` lost something",
         ),
         (
             Self::Usage,

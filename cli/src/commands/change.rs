@@ -28,7 +28,11 @@ pub(crate) async fn create(mut client: Client, noun: CreateNoun, output: &Output
                     &path(&["workloads"]),
                     &workload_of(&client, &file)?,
                 )
-                .await?;
+                .await
+                .map_err(|failure| match failure.exit {
+                    Exit::Conflict => failure.hint("pronto update workload -f FILE replaces it"),
+                    _ => failure,
+                })?;
             if output.format.is_machine() {
                 print_value(&workload, output.format)?;
             } else {

@@ -90,7 +90,7 @@ pub(crate) fn spawn(
         .append(true)
         .open(&log)
         .with_context(|| format!("can't write {}", log.display()))?;
-    let mut command = Command::new(std::env::current_exe().context("can't find this program")?);
+    let mut command = Command::new(process::OWN_PROGRAM);
     // `ps` and people look for the name, wherever the binary lies.
     command
         .arg0("pronto")

@@ -12,6 +12,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const START_TIME_FIELD: usize = 19;
 const STATE_FIELD: usize = 0;
 
+/// This very program, also after its file was replaced by a newer one or removed: a cluster does
+/// not become a mixture of versions by a build.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// One process, for as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {

@@ -5,7 +5,7 @@
 //! them even if this process is gone.
 
 use super::layout::{Layout, Role};
-use super::process::Process;
+use super::process::{OWN_PROGRAM, Process};
 use super::{admin, print_export, ready, stop};
 use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
@@ -192,7 +192,10 @@ async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
     };
     let begun = Instant::now();
     for index in 0..supervisor.children.len() {
-        supervisor.start(index)?;
+        if let Err(failure) = supervisor.start(index) {
+            supervisor.end().await;
+            return Err(failure);
+        }
     }
     let (due, mut dues) = mpsc::channel(ENDS);
     let mut owner_look = tokio::time::interval(OWNER_LOOK_INTERVAL);
@@ -209,14 +212,15 @@ async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
             }
             Some(end) = ended.recv() => {
                 let wait = supervisor.ended(&end);
-                let due = due.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(wait).await;
-                    // The receiver goes only when the cluster ends.
-                    let _ = due.send(end.index).await;
-                });
+                start_later(due.clone(), end.index, wait);
             }
-            Some(index) = dues.recv() => supervisor.start(index)?,
+            Some(index) = dues.recv() => {
+                if let Err(failure) = supervisor.start(index) {
+                    // A full disk or process table passes; the others must not go with it.
+                    say(&failure.to_string());
+                    start_later(due.clone(), index, BACKOFF_MOST);
+                }
+            }
             outcome = async {
                 match &mut readiness {
                     Some(readiness) => readiness.await,
@@ -245,6 +249,15 @@ async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
     outcome
 }
 
+/// Sends a child's index when it is due to be started again.
+fn start_later(due: mpsc::Sender<usize>, index: usize, wait: Duration) {
+    tokio::spawn(async move {
+        tokio::time::sleep(wait).await;
+        // The receiver goes only when the cluster ends.
+        let _ = due.send(index).await;
+    });
+}
+
 impl Supervisor<'_> {
     fn start(&mut self, index: usize) -> Result<(), Failure> {
         let kept = &mut self.children[index];
@@ -255,8 +268,7 @@ impl Supervisor<'_> {
             .append(true)
             .open(&log)
             .with_context(|| format!("can't write {}", log.display()))?;
-        let program = std::env::current_exe().context("can't find this program")?;
-        let mut command = std::process::Command::new(program);
+        let mut command = std::process::Command::new(OWN_PROGRAM);
         command
             .arg0("pronto")
             .args(kept.role.arguments(self.layout))

@@ -245,15 +245,22 @@ pub(crate) async fn follow_output(
         ..api::OutputQuery::default()
     };
     let to = query(path(&["instances", &id.to_string(), "output"]), &asked)?;
+    let mut again = false;
+    let mut wait = LOOK_INTERVAL;
     loop {
         let mut frames = client.open(&to).await?;
         match copy_output(&mut frames, &mut sink).await {
-            Ok(end) if end.instance.state.is_end() => return Ok(end),
+            // A log that could not be read may be readable now that nobody writes it any more.
+            Ok(end) if end.instance.state.is_end() && (end.problem.is_none() || again) => {
+                return Ok(end);
+            }
             // Its node was away for a moment, or the log with it: the instance goes on.
-            Ok(_) => tokio::time::sleep(LOOK_INTERVAL * 10).await,
+            Ok(end) => again = end.instance.state.is_end(),
             Err(failure) if failure.exit == Exit::Unreachable => {}
             Err(failure) => return Err(failure),
         }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(HINT_AFTER);
         sink.rewind();
     }
 }

@@ -61,7 +61,9 @@ pub(crate) fn remark(instance: &api::Instance) -> Option<String> {
         api::EndReason::PendingTimeout => "no room within its pending timeout".to_owned(),
         api::EndReason::Cancelled => "cancelled before it was placed".to_owned(),
     };
-    Some(if end.message.is_empty() || end.message == words {
+    Some(if end.message.starts_with(&words) {
+        end.message.clone()
+    } else if end.message.is_empty() {
         words
     } else {
         format!("{words}: {}", end.message)

@@ -24,7 +24,7 @@ use pronto_payloads::demand::Capacity;
 use pronto_payloads::ids::{InstanceId, OwnerId};
 use pronto_protocol::transport::Credentials;
 use pronto_protocol::{Role, SessionConfig, Timeouts};
-use pronto_scheduler::replay::Trace;
+use pronto_scheduler::replay::{Rng, Trace};
 use rig::{Rig, Server};
 use serde::Serialize;
 use std::cell::{Cell, RefCell};
@@ -166,11 +166,14 @@ impl Notes {
 async fn replay(
     rig: &Rig,
     server: &Server,
-    trace: Trace,
+    mut trace: Trace,
     source: String,
     seed: u64,
 ) -> Result<TraceReport, Failure> {
     let notes = Rc::new(Notes::default());
+    // The nodes of a cluster come up in no order that has to do with their kind; a trace's list is
+    // sorted by it, and a first fit follows the order of connecting.
+    Rng::new(!seed).shuffle(&mut trace.nodes);
     let mut credentials = Vec::with_capacity(trace.nodes.len());
     for number in 0..trace.nodes.len() {
         let files = rig.files(Role::Launcher, &node_name(number))?;

@@ -2,7 +2,7 @@
 
 use super::{LOOK_INTERVAL, PATIENCE};
 use crate::cert::{Authority, CA_CERT, Terms, pair_of};
-use crate::dev::process::{Process, last_lines};
+use crate::dev::process::{OWN_PROGRAM, Process, last_lines};
 use crate::exit::{Exit, Failure};
 use anyhow::Context;
 use pronto_protocol::Role;
@@ -72,8 +72,7 @@ impl Server {
         std::fs::write(&config, text).context("can't write the scheduler's configuration")?;
         let log = rig.directory.join("scheduler.log");
         let file = std::fs::File::create(&log).context("can't write the scheduler's log")?;
-        let program = std::env::current_exe().context("can't find this program")?;
-        let child = Command::new(program)
+        let child = Command::new(OWN_PROGRAM)
             .arg0("pronto")
             .args(["scheduler", "--config"])
             .arg(&config)
