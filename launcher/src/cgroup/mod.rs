@@ -5,7 +5,7 @@
 //! more than a short task has to spend: its counters are therefore read against a baseline.
 //!
 //! It leaves to others who belongs into a group: a process joins by writing `0` to each of
-//! [`Group::join_fds`] itself, before it executes anything of a tenant's.
+//! [`Group::join_fds`] itself, while it has one thread and before it executes anything of a tenant's.
 //!
 //! Version 1 mounts each controller by itself; a group is then one directory in each hierarchy.
 //! It has no way to kill a group at once, so the group is first forbidden to fork.
@@ -220,19 +220,10 @@ impl Group {
     /// If the hierarchy is gone or full.
     pub fn create(hierarchy: &Hierarchy, name: &str) -> io::Result<Self> {
         let read = |path: PathBuf| File::open(path);
-        let join_file = |base: &Path| {
-            OpenOptions::new()
-                .write(true)
-                .open(base.join(name).join("cgroup.procs"))
-        };
         for base in hierarchy.bases() {
             make_directory(&base.join(name))?;
         }
-        let join = hierarchy
-            .bases()
-            .into_iter()
-            .map(join_file)
-            .collect::<io::Result<_>>()?;
+        let join = join_files(hierarchy, name)?;
         let (pids_current, memory_peak, memory_current, memory_events, cpu) = match hierarchy {
             Hierarchy::V2 { base } => {
                 let base = base.join(name);
@@ -506,15 +497,23 @@ pub fn counters(hierarchy: &Hierarchy, name: &str) -> Counters {
     }
 }
 
-/// Files through which a process of this machine joins a group by name.
+/// Files through which a process with one thread joins a group by name, writing `0` to each.
+///
+/// In version 1 a thread moves itself through `tasks` without the lock that stops every fork of
+/// the machine, for which `cgroup.procs` waits an RCU grace period: milliseconds, in each
+/// hierarchy. Version 2 has no such file for groups with limits.
 ///
 /// # Errors
 /// If the group is gone.
 pub fn join_files(hierarchy: &Hierarchy, name: &str) -> io::Result<Vec<File>> {
+    let file = match hierarchy {
+        Hierarchy::V1 { .. } => "tasks",
+        Hierarchy::V2 { .. } => "cgroup.procs",
+    };
     let open = |base: &Path| {
         OpenOptions::new()
             .write(true)
-            .open(base.join(name).join("cgroup.procs"))
+            .open(base.join(name).join(file))
     };
     hierarchy.bases().into_iter().map(open).collect()
 }
