@@ -5,6 +5,7 @@
 //! node.json                 node uuid, session epoch, mode, term, epochs of owners      (fsynced)
 //! tombstones.jsonl          what STOP forbade
 //! shim.sock, shim.pid, shim.log
+//! qemu/                     the same of the shim that owns virtual machines
 //! instances/<instance>.<attempt>/
 //!     record.json           what its START asked for; kept.json once its end is acknowledged
 //!     exit.json             how it ended, written by the shim
@@ -44,6 +45,12 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Who this directory's shim is.
+    #[must_use]
+    pub fn shim_pid(&self) -> PathBuf {
+        self.0.join("shim.pid")
     }
 
     /// All attempts' directories.

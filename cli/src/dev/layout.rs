@@ -16,6 +16,7 @@ use super::ports;
 use crate::cert::{Authority, DAYS, Pair, Terms, pair_of};
 use crate::exit::Failure;
 use anyhow::Context;
+use pronto_launcher::data_dir::DataDir;
 use pronto_protocol::identity::Role as CertRole;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -106,14 +107,13 @@ impl Layout {
         self.logs().join(format!("{name}.log"))
     }
 
-    /// Where launchers keep their shims' pids.
-    pub(crate) fn shim_pids(&self) -> Vec<PathBuf> {
-        let launchers = std::fs::read_dir(self.directory.join("data"))
-            .into_iter()
-            .flatten();
-        launchers
+    /// The data directories of all launchers that ever were here.
+    pub(crate) fn launchers(&self) -> Vec<DataDir> {
+        let data = std::fs::read_dir(self.directory.join("data"));
+        data.into_iter()
             .flatten()
-            .map(|entry| entry.path().join("shim.pid"))
+            .flatten()
+            .map(|entry| DataDir::new(entry.path()))
             .collect()
     }
 

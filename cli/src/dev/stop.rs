@@ -1,14 +1,18 @@
 //! `pronto dev --stop`: ends a local cluster with its workloads.
 //!
 //! The supervisor does it in order (workloads, launchers, controller, scheduler). If it is gone, or
-//! does not get there, what it has left is ended here: the children that it wrote down, the shims
-//! that launchers wrote down, and every daemon that names a file of the cluster's directory.
+//! does not get there, what it has left is ended here: the children that it wrote down, the
+//! workloads of every launcher's data directory, shims that would not, and every daemon that names a
+//! file of the cluster's directory.
 
 use super::layout::Layout;
 use super::process::{Process, naming};
-use super::supervisor;
+use super::supervisor::{self, WORKLOAD_GRACE_MS, WORKLOADS_LIMIT};
+use crate::commands::block_on;
 use crate::exit::{OK, Outcome};
 use crate::output::terminal;
+use pronto_launcher::end_workloads;
+use pronto_launcher::runtime::qemu::shim_dir;
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,7 +41,10 @@ pub(super) fn run(layout: &Layout) -> Outcome {
         .filter(|process| process.is_alive())
         .collect();
     end_all(&children, GRACE);
-    end_leftovers(layout);
+    block_on(async {
+        end_leftovers(layout).await;
+        Ok(())
+    })?;
     supervisor::remove_record(layout);
     if supervisor.is_none() && children.is_empty() {
         terminal::note(&format!(
@@ -48,13 +55,25 @@ pub(super) fn run(layout: &Layout) -> Outcome {
     Ok(OK)
 }
 
-/// Ends the shims, whose workloads end with them, and every daemon that names a file of the
-/// cluster.
-pub(super) fn end_leftovers(layout: &Layout) {
-    let shims: Vec<Process> = layout
-        .shim_pids()
+/// Ends all workloads with what owns them, and every daemon that names a file of the cluster.
+pub(super) async fn end_leftovers(layout: &Layout) {
+    let launchers = layout.launchers();
+    for launcher in &launchers {
+        let ending = end_workloads(launcher.path(), WORKLOAD_GRACE_MS);
+        match tokio::time::timeout(WORKLOADS_LIMIT, ending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => terminal::note(&format!("{}: {error:#}", launcher.path().display())),
+            Err(_) => terminal::note(&format!(
+                "{}: its workloads do not end in time",
+                launcher.path().display()
+            )),
+        }
+    }
+    // A shim that does not listen any more takes its processes with it when it is killed.
+    let shims: Vec<Process> = launchers
         .iter()
-        .filter_map(|file| shim(file))
+        .flat_map(|launcher| [launcher.shim_pid(), shim_dir(launcher).shim_pid()])
+        .filter_map(|file| shim(&file))
         .collect();
     end_all(&shims, GRACE);
     for round in 0..ROUNDS {

@@ -31,9 +31,9 @@ const STABLE: Duration = Duration::from_secs(10);
 /// Ends of children that wait to be looked at: more than there are children.
 const ENDS: usize = 128;
 /// Workloads have this long to end before their shims are ended.
-const WORKLOADS_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const WORKLOADS_LIMIT: Duration = Duration::from_secs(15);
 /// Between SIGTERM and SIGKILL for a workload when the cluster ends.
-const WORKLOAD_GRACE_MS: u64 = 2_000;
+pub(super) const WORKLOAD_GRACE_MS: u64 = 2_000;
 /// A daemon has this long from SIGTERM.
 const DAEMON_GRACE: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -372,7 +372,7 @@ impl Supervisor<'_> {
             let ending = tokio::task::spawn_blocking(move || stop::end_all(&group, DAEMON_GRACE));
             let _ = ending.await;
         }
-        stop::end_leftovers(self.layout);
+        stop::end_leftovers(self.layout).await;
         remove_record(self.layout);
         say("ended");
     }

@@ -72,10 +72,7 @@ impl ShimPlace {
             .current_dir("/")
             .spawn()
             .with_context(|| format!("can't start the shim as {program}"))?;
-        std::fs::write(
-            self.data_dir.path().join("shim.pid"),
-            format!("{}\n", child.id()),
-        )?;
+        std::fs::write(self.data_dir.shim_pid(), format!("{}\n", child.id()))?;
         reap_later(child);
         Ok(UnixStream::connect(path).await?)
     }
