@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """A small launcher, written from PROTOCOL.md alone: it joins a cluster and runs plain commands.
 
-    launcher.py --address HOST:PORT --cert node.crt --key node.key --ca ca.crt --name py-1
+    launcher.py --address HOST:PORT --cert node.crt --key node.key --ca ca.crt
 
 It keeps nothing on disk, so its workloads end with it and its boot id is new at each start. It
-enforces no limits and serves no streams. The name is the one in the certificate.
+enforces no limits and serves no streams. Its node's name is the one in the certificate.
 """
-import argparse, ctypes, os, select, signal, socket, ssl, struct, subprocess, time, uuid
+import argparse, ctypes, os, re, select, signal, socket, ssl, struct, subprocess, time, uuid
 
 HELLO, START, STOP, DELETE, SET_MODE = (1, 1), (1, 2), (1, 3), (1, 4), (1, 5)
 INVENTORY, ACK, PING, READY, MAINTENANCE = (1, 7), (1, 8), (1, 16), (2, 1), (2, 3)
@@ -63,7 +63,7 @@ class Attempt:
         timeout_ms, self.grace_ms, on_disconnect = read.optional(read.number), read.number(), read.number("I")
         if user or special or timeout_ms or on_disconnect:
             return self.change(ENDED, REJECTED, message="only plain commands run here")
-        env = {"PATH": os.defpath, "PRONTO_TENANT": tenant, "PRONTO_NAME": name, "PRONTO_NODE": options.name,
+        env = {"PATH": os.defpath, "PRONTO_TENANT": tenant, "PRONTO_NAME": name, "PRONTO_NODE": NAME,
                "PRONTO_INSTANCE": str(uuid.UUID(bytes=self.id[16:32])),
                "PRONTO_ATTEMPT": str(number_of(self.id)), **env}
         try:
@@ -151,8 +151,12 @@ def frames():
             buffer = buffer[end:]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-for option in ("--address", "--cert", "--key", "--ca", "--name"): parser.add_argument(option, required=True)
+for option in ("--address", "--cert", "--key", "--ca"): parser.add_argument(option, required=True)
 options, libc = parser.parse_args(), ctypes.CDLL(None)
+certificate = ssl.PEM_cert_to_DER_cert(open(options.cert).read())
+uri = re.search(rb"\x86(.)(spiffe://.+)", certificate, re.DOTALL)  # a URI of a subjectAltName: tag, length, text
+_, _, _, role, NAME = uri[2][:uri[1][0]].decode().split("/") if uri else [""] * 5
+if role != "launcher": raise SystemExit(f"{options.cert} is not a launcher's certificate")
 def end_with_us(): libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.minimum_version, context.check_hostname = ssl.TLSVersion.TLSv1_3, False  # names are URIs, not hosts
@@ -166,13 +170,13 @@ if len(uris) != 1 or uris[0].split("/")[3] != "scheduler": raise SystemExit(f"no
 WHOLE = (1000 * os.cpu_count(), 1024, 4096)
 attempts, tombstones, mode, applied_seq, lease_ns, asked_ns = {}, {}, 0, 0, 0, None
 epoch, boot_id = time.time_ns(), uuid.uuid4().bytes
-node_uuid = uuid.uuid5(uuid.NAMESPACE_URL, options.name).bytes
-facts = (text(options.name) + text("") + capacity() + pack("Q", 1) + text("agent") + text("python")
+node_uuid = uuid.uuid5(uuid.NAMESPACE_URL, NAME).bytes
+facts = (text(NAME) + text("") + capacity() + pack("Q", 1) + text("agent") + text("python")
          + pack("QIHH", 1, 0, 1, 1) + text("") + text(""))
 build = pack("B", 11) + b"launcher.py"
 send(HELLO, pack("BBBQ", 1, 1, 0, epoch) + build + node_uuid + boot_id + pack("QI", 0, 0) + facts + pack("Q", 0))
 for frame in frames():
-    if frame and frame[0] == WELCOME: asked_ns = print(options.name, "joined", options.address, flush=True) or 0
+    if frame and frame[0] == WELCOME: asked_ns = print(NAME, "joined", options.address, flush=True) or 0
     elif frame: on_frame(*frame)
     for attempt in list(attempts.values()): attempt.watch()
     if asked_ns is not None and now_ns() - asked_ns > (10**9 if now_ns() < lease_ns else 2 * 10**8):

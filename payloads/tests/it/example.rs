@@ -247,7 +247,7 @@ async fn joined() -> (Fixture, Scheduler) {
             env!("CARGO_MANIFEST_DIR"),
             "/../examples/launcher.py"
         ))
-        .args(["--address", &address, "--name", "py-1"])
+        .args(["--address", &address])
         .arg("--cert")
         .arg(&theirs.cert)
         .arg("--key")

@@ -55,7 +55,7 @@ fn a_launcher_in_another_language_takes_part() {
     let _python = Guard(
         Command::new("python3")
             .arg(example)
-            .args(["--address", &scheduler_address(&cluster), "--name", "snake"])
+            .args(["--address", &scheduler_address(&cluster)])
             .arg("--cert")
             .arg(directory.join("snake.crt"))
             .arg("--key")
