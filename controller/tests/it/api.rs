@@ -146,6 +146,11 @@ async fn stop_restart_and_delete() {
     let body = json!({"name": "web", "spec": sim(60_000, 0)});
     let submitted: SubmitResponse = client.post("/v1/instances", &body).await.expect(201);
     let id = submitted.instances[0];
+    // One that was not placed yet would be cancelled.
+    let path = format!("/v1/instances/{id}/output?follow=true");
+    let response = cluster.admin().await.stream("GET", &path, "", &[]).await;
+    let first = response.into_body().frame().await.unwrap().unwrap();
+    assert!(first.into_data().unwrap().ends_with(b"out\n"));
     let stopped: Instance = client
         .post("/v1/instances/web/stop", &json!({}))
         .await
