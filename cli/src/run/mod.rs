@@ -105,7 +105,7 @@ fn conclude(end: &api::OutputEnd, interrupted: bool) -> u8 {
     }
     if let Some(remark) = words::remark(&end.instance) {
         eprintln!(
-            "pronto: instance {} {remark}",
+            "pronto: instance {}: {remark}",
             words::short(end.instance.id)
         );
     }

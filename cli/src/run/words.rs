@@ -58,7 +58,7 @@ pub(crate) fn remark(instance: &api::Instance) -> Option<String> {
         api::EndReason::Rejected => "no node would take it".to_owned(),
         api::EndReason::NodeFailed => "its node failed it".to_owned(),
         api::EndReason::NodeLost => "its node was lost".to_owned(),
-        api::EndReason::PendingTimeout => "no room within its pending timeout".to_owned(),
+        api::EndReason::PendingTimeout => "not placed within its pending timeout".to_owned(),
         api::EndReason::Cancelled => "cancelled before it was placed".to_owned(),
     };
     Some(if end.message.starts_with(&words) {
@@ -80,7 +80,9 @@ pub(crate) fn state(instance: &api::Instance) -> String {
             (api::EndReason::Signaled, _) => {
                 format!("{name} (signal {})", end.signal.unwrap_or(0))
             }
-            (api::EndReason::OutOfMemory, _) => format!("{name} (out of memory)"),
+            (api::EndReason::OutOfMemory, _) => {
+                format!("{name} ({})", remark(instance).unwrap_or_default())
+            }
             (api::EndReason::TimedOut, _) => format!("{name} (timed out)"),
             (api::EndReason::CannotExecute, code) => {
                 format!("{name} (can't be executed, {})", code.unwrap_or(127))
@@ -174,7 +176,10 @@ pub(crate) mod tests {
             remark(&instance).unwrap(),
             "out of memory: limit 64 MiB, peak 64 MiB"
         );
-        assert_eq!(state(&instance), "failed (out of memory)");
+        assert_eq!(
+            state(&instance),
+            "failed (out of memory: limit 64 MiB, peak 64 MiB)"
+        );
         let own = ended(serde_json::json!({"cause": "exited", "code": 7}), "failed");
         assert_eq!(remark(&own), None, "its own code says it");
         assert_eq!(state(&own), "failed (exit 7)");

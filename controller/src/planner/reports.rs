@@ -523,9 +523,13 @@ impl State {
 
 fn words(record: &EndRecord) -> String {
     if record.message.is_empty() {
-        match record.code {
-            Some(code) => format!("exit code {code}"),
-            None => format!("{:?}", record.cause),
+        match (record.code, record.signal) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => serde_json::to_value(record.cause)
+                .ok()
+                .and_then(|cause| Some(cause.as_str()?.replace('_', " ")))
+                .unwrap_or_default(),
         }
     } else {
         record.message.clone()

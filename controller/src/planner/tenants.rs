@@ -114,6 +114,7 @@ impl State {
         if self.tenants.len() >= MAX_TENANTS {
             return Err(Refused::new(ErrorCode::Busy, "too many tenants"));
         }
+        let words = as_asked(&create);
         let mut row = self.new_tenant_row(&create.name);
         if let Some(runtimes) = create.runtimes {
             row.runtimes = runtimes;
@@ -129,12 +130,7 @@ impl State {
             self.put_tenant(row.clone())
         };
         let name = Arc::clone(&row.name);
-        self.audit(
-            actor,
-            "tenant_created",
-            Some(name),
-            format!("{:?}", row.limits),
-        );
+        self.audit(actor, "tenant_created", Some(name), words);
         self.journal.write(Write::Tenant(row));
         self.reply_durably(token, Reply::Tenant(Box::new(self.tenant_view(index))));
         Ok(None)
@@ -174,7 +170,7 @@ impl State {
         Self::admin(actor, "change a tenant")?;
         let index = self.tenant_of(actor, Some(name))?;
         let mut row = self.tenant_row(index);
-        let words = format!("{update:?}");
+        let words = as_asked(&update);
         if let Some(runtimes) = update.runtimes {
             row.runtimes = runtimes;
         }
@@ -200,7 +196,7 @@ impl State {
         row.limits = changed(row.limits, update);
         self.apply_tenant(index, &row);
         let tenant = Some(Arc::clone(&row.name));
-        self.audit(actor, "quota_updated", tenant, format!("{:?}", row.limits));
+        self.audit(actor, "quota_updated", tenant, as_asked(&update));
         self.journal.write(Write::Tenant(row));
         self.reply_durably(token, Reply::Quota(self.quota_view(index)));
         Ok(None)
@@ -338,4 +334,9 @@ fn changed(limits: QuotaLimits, update: UpdateQuota) -> QuotaLimits {
         disk_mib: update.disk_mib.unwrap_or(limits.disk_mib),
         gpu_millis: update.gpu_millis.unwrap_or(limits.gpu_millis),
     }
+}
+
+/// A change in the words of the API, for the audit trail.
+fn as_asked(change: &impl serde::Serialize) -> String {
+    serde_json::to_string(change).expect("a request that was read as JSON can be written as such")
 }
