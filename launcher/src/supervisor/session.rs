@@ -208,9 +208,14 @@ impl Supervisor {
         else {
             return;
         };
+        if lease.term.0 == 0 || lease.lease_ms == 0 {
+            // Nobody has activated this scheduler; once somebody has, it answers again.
+            session.asked.drain(..index);
+            return;
+        }
         let sent_at = session.asked[index].1;
         session.asked.drain(..=index);
-        if lease.term.0 == 0 || lease.lease_ms == 0 || lease.term < self.node.term {
+        if lease.term < self.node.term {
             return;
         }
         self.raise_term(lease.term, effects);

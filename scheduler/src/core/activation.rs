@@ -108,6 +108,7 @@ impl Broker {
             },
             Phase::Active => Phase::Active,
         };
+        self.answer_those_who_asked(now, out);
         self.end_warm_up_if_due(now);
         self.tell(
             slot,

@@ -12,6 +12,7 @@
 use super::limits::{GRANT_MAX_MS, GRANT_SPACING_MS};
 use super::outlet::{Nanos, Outgoing, Outlet};
 use super::{Broker, SessionId};
+use crate::table::NodeIndex;
 use bytes::Bytes;
 use pronto_payloads::codec;
 use pronto_payloads::control::Grant;
@@ -76,8 +77,38 @@ impl Broker {
     }
 
     /// Answers a status that asked for a lease. A scheduler that was never activated grants none,
-    /// and says so with term 0.
-    pub(super) fn send_lease<O: Outlet>(
+    /// says so with term 0, and answers again once it may.
+    pub(super) fn answer_with_lease<O: Outlet>(
+        &mut self,
+        now: Nanos,
+        index: NodeIndex,
+        correlation: u64,
+        out: &mut O,
+    ) {
+        let activated = self.activation.is_activated();
+        if let Some(node) = self.nodes.get_mut(&index) {
+            node.asked_in_vain = (!activated).then_some(correlation);
+            let session = node.session;
+            self.send_lease(now, session, correlation, out);
+        }
+    }
+
+    /// At the first activation every node that has asked in vain gets its lease: a START that came
+    /// before the node asks again would be refused for want of one.
+    pub(super) fn answer_those_who_asked<O: Outlet>(&mut self, now: Nanos, out: &mut O) {
+        let all: Vec<NodeIndex> = self.table.iter().collect();
+        for index in all {
+            let asked = self
+                .nodes
+                .get_mut(&index)
+                .and_then(|node| Some((node.session, node.asked_in_vain.take()?)));
+            if let Some((session, correlation)) = asked {
+                self.send_lease(now, session, correlation, out);
+            }
+        }
+    }
+
+    fn send_lease<O: Outlet>(
         &mut self,
         now: Nanos,
         session: SessionId,

@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) reported: bool,
     /// The session's queue is above its mark and has not drained.
     pub(crate) brimming: bool,
+    /// The last status that asked for a lease before there was one to give.
+    pub(crate) asked_in_vain: Option<u64>,
     pub(crate) account: Account,
     pub(crate) faults: Faults,
     pub(crate) commands: FxHashMap<u64, Pending>,
@@ -91,6 +93,7 @@ impl Node {
             reason: String::new(),
             reported: false,
             brimming: false,
+            asked_in_vain: None,
             account: Account::default(),
             faults: Faults::default(),
             commands: FxHashMap::default(),

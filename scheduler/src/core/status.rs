@@ -39,7 +39,7 @@ impl Broker {
             return;
         }
         if wants_reply {
-            self.send_lease(now, session, correlation, out);
+            self.answer_with_lease(now, index, correlation, out);
         }
     }
 

@@ -72,11 +72,19 @@ impl Oracle {
         })
     }
 
-    fn ever(&self, query: &Query<'_>, avoid: &[String]) -> bool {
+    fn ever(&self, query: &Query<'_>) -> bool {
+        let mut nodes = self.nodes.iter().flatten();
+        nodes.any(|node| suits(node, query) && holds(&node.spec.allocatable, query.demand))
+    }
+
+    /// Whether it is worth waiting for a node that is not avoided.
+    fn elsewhere(&self, query: &Query<'_>) -> bool {
         self.nodes.iter().flatten().any(|node| {
             suits(node, query)
                 && holds(&node.spec.allocatable, query.demand)
-                && !avoid.contains(&node.spec.name)
+                && !query.avoid.contains(&node.spec.name)
+                && node.admission.is_open()
+                && node.available.is_some()
         })
     }
 
@@ -102,7 +110,7 @@ impl Oracle {
         let all: Vec<usize> = (0..self.nodes.len())
             .filter(|&slot| self.fits(slot, query) && !avoided(slot))
             .collect();
-        if all.is_empty() && !query.avoid.is_empty() && !self.ever(query, query.avoid) {
+        if all.is_empty() && !query.avoid.is_empty() && !self.elsewhere(query) {
             return self.order(
                 &Query {
                     avoid: &[],
@@ -409,7 +417,7 @@ impl Pair {
             assert!(order.is_empty(), "{order:?} would fit");
             let expected = if self.oracle.nodes.iter().all(Option::is_none) {
                 Refusal::NoNodes
-            } else if self.oracle.ever(&query, &[]) {
+            } else if self.oracle.ever(&query) {
                 Refusal::CloudFull
             } else {
                 Refusal::NeverFits

@@ -77,8 +77,9 @@ impl NodeTable {
     fn find_candidates(&self, query: &Query<'_>, effort: &mut usize) -> Candidates {
         let mut compiled = self.compile(query);
         let found = self.choose(&compiled, query.prefer, effort);
-        if found.is_empty() && !compiled.avoided().is_empty() && !self.could_ever_fit(&compiled) {
-            // To wait for another node would be to wait for ever.
+        if found.is_empty() && !compiled.avoided().is_empty() && !self.may_fit_elsewhere(&compiled)
+        {
+            // To wait for another node would be to wait for ever, or as long as its maintenance.
             compiled.avoid_none();
             return self.choose(&compiled, query.prefer, effort);
         }
@@ -299,11 +300,22 @@ impl NodeTable {
         }
     }
 
-    /// Whether some node that is not avoided could hold the demand if nothing ran.
+    /// Whether some node could hold the demand if nothing ran.
     fn could_ever_fit(&self, query: &Compiled<'_>) -> bool {
+        self.could_hold(query, |_| true)
+    }
+
+    /// Whether some node that takes work and is not avoided could hold the demand if nothing ran.
+    fn may_fit_elsewhere(&self, query: &Compiled<'_>) -> bool {
+        self.could_hold(query, |slot| {
+            !query.avoided().contains(&slot) && self.slots[slot as usize].takes_work()
+        })
+    }
+
+    fn could_hold(&self, query: &Compiled<'_>, counts: impl Fn(u32) -> bool) -> bool {
         let holds = |slot: u32| {
             let node = self.nodes[slot as usize].as_ref();
-            !query.avoided().contains(&slot)
+            counts(slot)
                 && self.slots[slot as usize].serves(query)
                 && node.is_some_and(|node| {
                     node::quantities(&node.allocatable).hold(&query.quantities)

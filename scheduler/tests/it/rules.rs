@@ -224,6 +224,7 @@ fn rule_04_a_lease_answers_each_status_that_asks_and_names_the_owners_with_a_fre
     );
     let controller = world.controller(OWNER, 1);
     world.activate(&controller, 4, 1);
+    world.expect(node.session, Operand::Lease);
     let lease = Lease {
         term: Term(4),
         lease_ms: 10_000,
@@ -250,6 +251,23 @@ fn rule_04_a_lease_answers_each_status_that_asks_and_names_the_owners_with_a_fre
     world.grant(&controller, 3_000);
     assert_eq!(world.lease(&node, 0, capacity(1000)), granted);
     world.skip_all(Operand::Stats);
+}
+
+#[test]
+fn rule_04_at_its_activation_a_scheduler_leases_to_those_who_asked_in_vain() {
+    let mut world = World::standby(BrokerConfig::default());
+    let node = world.silent_node("n1", 1, &launcher_hello(capacity(1000)));
+    assert_eq!(world.lease(&node, 0, capacity(1000)).term, Term(0));
+    let controller = world.controller(OWNER, 1);
+    world.activate(&controller, 4, 1);
+    // Before any START, and in answer to the status that was sent before.
+    let again = world.expect(node.session, Operand::Lease);
+    assert_eq!(again.correlation, 5);
+    let lease: Lease = decode!(again);
+    assert_eq!((lease.term, lease.lease_ms), (Term(4), 10_000));
+    world.placed(&controller, &start(attempt(1), cpu(1)));
+    // Once is enough.
+    world.activate(&controller, 4, 1);
 }
 
 #[test]
@@ -500,6 +518,26 @@ fn rule_09_maintenance_takes_a_node_out_and_its_end_brings_it_back() {
     let gone: NodeDisconnected =
         decode!(world.expect(controller.session, Operand::NodeDisconnected));
     assert!(gone.orderly);
+}
+
+#[test]
+fn a_node_that_takes_no_work_is_not_worth_waiting_for() {
+    let (mut world, controller) = World::active();
+    world.node("n1", capacity(1000));
+    let other = world.node("n2", capacity(1000));
+    let mut retry = start(attempt(1), cpu(1000));
+    retry.avoid = vec!["n1".into()];
+    // The other could hold it, and takes it.
+    let (placed, _) = world.placed(&controller, &retry);
+    assert_eq!(placed.node, "n2");
+    world.ready(&other, 1, capacity(0));
+    retry.id = attempt(2);
+    let refused = world.refused(&controller, &retry);
+    assert_eq!(refused.refusal, Refusal::CloudFull, "worth waiting for");
+    // In maintenance nobody knows for how long.
+    world.status(&other, Operand::Maintenance, 1, capacity(0));
+    let (placed, _) = world.placed(&controller, &retry);
+    assert_eq!(placed.node, "n1");
 }
 
 #[test]

@@ -6,11 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-const USAGE: &str = "usage: pronto-sim [--seeds N] [--first SEED] [--plant NAME|list]
+const USAGE: &str =
+    "usage: pronto-sim [--seeds N] [--first SEED] [--plant NAME|list] [--lines N] [--grep TEXT]
 
   --seeds N      how many seeds to run (default 1000)
   --first SEED   the first of them (default 1)
   --plant NAME   plant a bug: succeeds if some seed fails; `list` names the bugs
+  --lines N      lines at the end of a failure's trace that are printed (default 400)
+  --grep TEXT    of the whole trace print only the lines that contain TEXT
 
 A failure prints its seed, what was violated, and the end of its trace; the same seed replays it.";
 
@@ -18,6 +21,8 @@ struct Args {
     seeds: u64,
     first: u64,
     plant: Option<Plant>,
+    lines: usize,
+    grep: Option<String>,
 }
 
 fn parse() -> Result<Option<Args>, String> {
@@ -25,6 +30,8 @@ fn parse() -> Result<Option<Args>, String> {
         seeds: 1000,
         first: 1,
         plant: None,
+        lines: 400,
+        grep: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -40,6 +47,10 @@ fn parse() -> Result<Option<Args>, String> {
         match word.as_str() {
             "--seeds" => args.seeds = number(value()?)?,
             "--first" => args.first = number(value()?)?,
+            "--lines" => {
+                args.lines = usize::try_from(number(value()?)?).unwrap_or(usize::MAX);
+            }
+            "--grep" => args.grep = Some(value()?),
             "--plant" => {
                 let name = value()?;
                 if name == "list" {
@@ -99,6 +110,11 @@ fn simulate(args: &Args) -> ExitCode {
                     }
                     let config = SimConfig {
                         plant: args.plant,
+                        trace_lines: if args.grep.is_some() {
+                            usize::MAX
+                        } else {
+                            args.lines
+                        },
                         ..SimConfig::new(seed)
                     };
                     let outcome = std::panic::catch_unwind(|| run(&config));
@@ -156,7 +172,10 @@ fn simulate(args: &Args) -> ExitCode {
             ExitCode::FAILURE
         }
         (Some((seed, failure, trace)), None) => {
-            println!("{trace}");
+            let wanted = args.grep.as_deref().unwrap_or_default();
+            for line in trace.lines().filter(|line| line.contains(wanted)) {
+                println!("{line}");
+            }
             println!("seed {seed} failed: {failure}");
             println!("replay it: pronto-sim --first {seed} --seeds 1");
             ExitCode::FAILURE

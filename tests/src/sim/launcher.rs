@@ -1,8 +1,9 @@
 //! One simulated node: a launcher process over the supervisor's core, and the machine beneath it.
 //!
-//! What runs belongs to the machine (in reality to the shim) and outlives the launcher process; the
-//! store outlives it too. Power loss takes what runs, changes the boot id, and takes back what the
-//! store had not synced.
+//! What an `exec` task runs belongs to the machine (in reality to its shim) and outlives the launcher
+//! process; the store outlives it too. What a `sim` task "runs" is a timer of the launcher process,
+//! is not on disk, and dies with it. Power loss takes everything that runs, changes the boot id, and
+//! takes back what the store had not synced.
 
 use super::net::{ConnId, MS, Time};
 use super::oracle::{Ending, Oracle, Running};
@@ -30,6 +31,18 @@ pub enum Later {
     Tell(Event),
     /// Look whether this attempt has to end.
     Due(AttemptId),
+}
+
+/// How long a task runs and with which code it ends; a simulated process is told in its command.
+fn course(task: &Task) -> (u64, i32) {
+    match task {
+        Task::Sim(task) => (task.run_ms, task.exit_code),
+        Task::Exec(task) => {
+            let word = |index: usize| task.command.get(index).map_or("0", String::as_str);
+            (word(1).parse().unwrap_or(0), word(2).parse().unwrap_or(0))
+        }
+        _ => (0, 0),
+    }
 }
 
 /// A process of a workload.
@@ -149,7 +162,7 @@ impl Node {
                     key: "hostname".to_owned(),
                     value: self.name.clone(),
                 }],
-                runtimes: vec![Runtime::Sim],
+                runtimes: vec![Runtime::Exec, Runtime::Sim],
                 schema_min: pronto_payloads::SCHEMA_MIN,
                 schema_max: pronto_payloads::SCHEMA,
                 isolation: "none".to_owned(),
@@ -158,7 +171,7 @@ impl Node {
             node_uuid: self.uuid,
             boot_id,
             unacknowledged_limit: 1000,
-            fencing: vec![Runtime::Sim],
+            fencing: vec![Runtime::Exec, Runtime::Sim],
             seed: rng.next(),
         };
         self.supervisor = Some(Supervisor::new(settings, restored, self.moment(now)));
@@ -190,17 +203,31 @@ impl Node {
         wishes
     }
 
-    /// The launcher process dies; what runs goes on.
-    pub fn kill(&mut self) {
+    /// The launcher process dies, and its `sim` tasks with it; what its shims own goes on.
+    pub fn kill(&mut self, oracle: &mut Oracle) {
+        let dying: Vec<AttemptId> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.job.runtime() == Runtime::Sim)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in dying {
+            let process = self.processes.remove(&id).expect("just found");
+            if process.ended.is_none() {
+                oracle.ends(id, Ending::Died);
+            }
+        }
         self.supervisor = None;
         self.conn = None;
         self.welcomed = false;
         self.frozen_until = 0;
+        // A wake-up of the dead process must not stand in the way of its successor's.
+        self.wakes_at = Time::MAX;
     }
 
     /// The machine loses power and boots again.
     pub fn power_cycle(&mut self, now: Time, oracle: &mut Oracle) {
-        self.kill();
+        self.kill(oracle);
         self.processes.clear();
         oracle.node_died(self.index);
         self.boots += 1;
@@ -355,10 +382,7 @@ impl Node {
         wishes: &mut Wishes,
     ) {
         let id = job.id;
-        let (run_ms, code) = match &job.body.task {
-            Task::Sim(task) => (task.run_ms, task.exit_code),
-            _ => (0, 0),
-        };
+        let (run_ms, code) = course(&job.body.task);
         oracle.begins(
             id,
             Running {

@@ -10,6 +10,7 @@
 //! which a test checks.
 
 pub mod controller;
+pub mod describe;
 pub mod faults;
 pub mod launcher;
 pub mod net;

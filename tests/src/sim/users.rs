@@ -2,8 +2,8 @@
 
 use super::rng::Rng;
 use pronto_controller::api::types::{
-    CreateTenant, DemandSpec, OnDisconnectSpec, RestartMode, RestartPolicy, SimSpec, Spec,
-    SpecOverrides, TaskSpec, UpdateQuota,
+    CreateTenant, DemandSpec, ExecSpec, OnDisconnectSpec, RestartMode, RestartPolicy, SimSpec,
+    Spec, SpecOverrides, TaskSpec, UpdateQuota,
 };
 use pronto_controller::planner::{Actor, ActorKind, Call, DrainCall, SubmitCall};
 use pronto_controller::store::AfterStop;
@@ -42,13 +42,23 @@ pub fn create_small_tenant() -> Call {
 
 /// A submission of some instances with random needs.
 pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
-    let run_ms = match rng.below(10) {
-        0..4 => rng.between(0, 20),
-        4..8 => rng.between(50, 1500),
-        _ => rng.between(2_000, 12_000),
+    // Half of a small cluster's capacity on average, and all of it in bursts.
+    let run_ms = match rng.below(20) {
+        0..9 => rng.between(0, 20),
+        9..18 => rng.between(50, 1500),
+        _ => rng.between(2_000, 8_000),
     };
     let exit_code = i32::from(rng.per_mille(100));
-    let mut spec = Spec::new(TaskSpec::Sim(SimSpec { run_ms, exit_code }));
+    // Most work has a shim and outlives its launcher; some is the launcher's own.
+    let task = if rng.per_mille(800) {
+        TaskSpec::Exec(ExecSpec {
+            command: ["work".to_owned(), run_ms.to_string(), exit_code.to_string()].to_vec(),
+            ..ExecSpec::default()
+        })
+    } else {
+        TaskSpec::Sim(SimSpec { run_ms, exit_code })
+    };
+    let mut spec = Spec::new(task);
     spec.demand = DemandSpec {
         cpu_millis: u32::try_from(rng.between(1, 20) * 100).expect("small"),
         memory_mib: u32::try_from(rng.between(1, 16) * 64).expect("small"),
@@ -83,7 +93,7 @@ pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
         request: Uuid::from_bytes(rng.bytes()),
         digest: rng.next(),
         name: None,
-        count: u32::try_from(rng.between(1, 8)).expect("small"),
+        count: u32::try_from(rng.between(1, 5)).expect("small"),
         workload: None,
         spec: Some(spec),
         overrides: SpecOverrides::default(),

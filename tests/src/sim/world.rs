@@ -1,6 +1,7 @@
 //! The world: one queue of happenings, all hosts, and the rules by which a run is judged.
 
 use super::controller::{self, Controller};
+use super::describe;
 use super::faults::{self, Fault};
 use super::launcher::{self, Later, Node};
 use super::net::{Arrival, ConnId, Host, MS, Net, Side, Time};
@@ -247,8 +248,9 @@ impl World {
         let mut line = String::new();
         let _infallible = write!(
             line,
-            "{:>12.3} ms  {arguments}",
-            self.now as f64 / MS as f64
+            "{:>8}.{:03} ms  {arguments}",
+            self.now / MS,
+            self.now % MS / 1000
         );
         for byte in line.bytes() {
             self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -323,6 +325,11 @@ impl World {
         self.say(format_args!("faults and users stop"));
         self.net.max_delay = 2 * MS;
         self.killing.clear();
+        self.restore_nodes();
+    }
+
+    /// An administrator ends all drains, in person and again where the controller was down.
+    fn restore_nodes(&mut self) {
         for node in 0..self.config.nodes {
             let name = self.nodes[node as usize].name.clone();
             self.call(Call::Restore(name), Waiting::Other);
@@ -369,6 +376,9 @@ impl World {
                     self.after(MS, Happening::ControllerDial { life });
                     self.controller_step(vec![PlannerEvent::Tick]);
                     self.call(users::create_small_tenant(), Waiting::Other);
+                    if !self.is_busy() {
+                        self.restore_nodes();
+                    }
                 }
             }
             Happening::ControllerDial { life } => self.controller_dial(life),
@@ -512,10 +522,8 @@ impl World {
         };
         for arrival in &arrivals {
             if let Arrival::Frame(frame) = arrival {
-                self.say(format_args!(
-                    "scheduler <- {} {} #{}",
-                    peer.1, frame.operand, frame.correlation
-                ));
+                let said = describe::frame(peer.0, Role::Scheduler, frame);
+                self.say(format_args!("scheduler <- {} {said}", peer.1));
             }
         }
         let mut touched = Touched::default();
@@ -610,10 +618,8 @@ impl World {
                     );
                 }
                 Arrival::Frame(frame) => {
-                    self.say(format_args!(
-                        "node-{node} <- {} #{}",
-                        frame.operand, frame.correlation
-                    ));
+                    let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
+                    self.say(format_args!("node-{node} <- {said}"));
                     self.node_step(node, LauncherEvent::Frame { epoch, frame });
                 }
                 Arrival::Closed(reason) => self.node_cut_off(node, &reason),
@@ -752,7 +758,7 @@ impl World {
         if let Some(conn) = self.nodes[node as usize].conn {
             self.close(conn, Side::Client);
         }
-        self.nodes[node as usize].kill();
+        self.nodes[node as usize].kill(&mut self.oracle);
     }
 
     // ---- controller
@@ -801,10 +807,8 @@ impl World {
                     }));
                 }
                 Arrival::Frame(frame) => {
-                    self.say(format_args!(
-                        "controller <- {} #{}",
-                        frame.operand, frame.correlation
-                    ));
+                    let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
+                    self.say(format_args!("controller <- {said}"));
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),

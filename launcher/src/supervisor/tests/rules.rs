@@ -237,6 +237,24 @@ fn rule_04_nothing_starts_without_a_lease() {
 }
 
 #[test]
+fn rule_04_a_lease_that_follows_an_empty_one_counts_from_the_same_status() {
+    let mut node = Node::disconnected();
+    node.connect();
+    let asked_at = node.now;
+    node.term = 0;
+    node.lease(&[]);
+    node.now = node.now.after_ms(150);
+    // Activated meanwhile: the same status is answered again, before the first START.
+    node.term = 1;
+    node.lease(&[]);
+    assert_eq!(node.core.lease_until(), asked_at.after_ms(LEASE_MS));
+    let id = attempt(1, 1);
+    node.start(id);
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { job, .. } if job.id == id)));
+    node.skim();
+}
+
+#[test]
 fn rule_04_after_a_pause_the_session_and_its_unread_starts_are_thrown_away() {
     let mut node = Node::ready();
     node.now = node.now.after_ms(LEASE_MS + 1);
