@@ -2,9 +2,11 @@
 //!
 //! Nothing here reaches into a daemon; each test does what a user would do, and looks at what a
 //! user would see. What a workload did is proven by what it wrote, not by what Pronto says of it.
+//! Only `samples` reads configurations, as the daemons do.
 
 mod cluster;
 mod daily;
 mod evidence;
 mod faults;
 mod peers;
+mod samples;
