@@ -138,6 +138,10 @@ pub(crate) struct TermsArgs {
     #[arg(long, value_name = "POLICY", value_parser = on_disconnect)]
     pub(crate) on_disconnect: Option<api::OnDisconnectSpec>,
     /// When it ends: never, on-failure[:LIMIT] or always[:LIMIT]
+    #[allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "a help text, whose brackets are the usual ones of an option"
+    )]
     #[arg(long, value_name = "POLICY", value_parser = restart)]
     pub(crate) restart: Option<api::RestartPolicy>,
     /// New attempts when its node fails it; 0: never

@@ -2,7 +2,7 @@
 //!
 //! ECDSA P-256 keys, X.509 certificates whose one SPIFFE URI is the identity that
 //! [`pronto_protocol::identity`] reads. Private keys are 0600 and nothing is ever overwritten,
-//! except by [`renew`], which replaces a certificate in one rename. What the commands print is
+//! except by [`Authority::renew`], which replaces a certificate in one rename. What the commands print is
 //! left to [`command`].
 
 pub(crate) mod command;

@@ -1,7 +1,7 @@
 //! `pronto dev`: a whole cluster on this machine, as real child processes.
 //!
 //! [`layout`] says what lies where and writes certificates and configurations; [`supervisor`] keeps
-//! the children alive; [`stop`] ends them with their workloads; [`process`] makes sure that a pid
+//! the children alive; [`mod@stop`] ends them with their workloads; [`process`] makes sure that a pid
 //! is still the process that was meant. Everything is under one directory, which survives: a
 //! cluster that is started again on it has its instances and its history.
 
