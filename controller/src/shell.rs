@@ -28,15 +28,14 @@ use hub::Hub;
 use metrics::Metrics;
 use pronto_payloads::ids::OwnerId;
 use pronto_protocol::Role;
-use pronto_protocol::transport::{Credentials, TlsFiles, listen};
+use pronto_protocol::transport::{Credentials, follow_files, listen};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 use uuid::Uuid;
 
 /// Messages that may wait for the engine; who brings the next one waits.
@@ -203,10 +202,12 @@ impl Controller {
             inbox.clone(),
             ending.clone(),
         ));
-        tokio::spawn(reload(
+        // A connection's certificate is judged again by itself, every half minute.
+        tokio::spawn(follow_files(
             Arc::clone(&credentials),
-            config.tls.clone(),
+            RELOAD_INTERVAL,
             ending.clone(),
+            || {},
         ));
         let app = Arc::new(App::new(
             engine::Planner::new(inbox),
@@ -233,48 +234,5 @@ impl Controller {
         engine.await.context("the planner panicked")?;
         info!("controller ended");
         Ok(())
-    }
-}
-
-/// Follows changes of the credentials' files.
-async fn reload(credentials: Arc<Credentials>, files: TlsFiles, shutdown: CancellationToken) {
-    let paths: Vec<PathBuf> = [files.ca, files.cert, files.key]
-        .into_iter()
-        .chain(files.crl)
-        .collect();
-    let stamps = |paths: &[PathBuf]| -> Vec<Option<(SystemTime, u64)>> {
-        paths
-            .iter()
-            .map(|path| {
-                let meta = std::fs::metadata(path).ok()?;
-                Some((meta.modified().ok()?, meta.len()))
-            })
-            .collect()
-    };
-    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok();
-    let mut known = stamps(&paths);
-    loop {
-        let asked = async {
-            match &mut hangup {
-                Some(hangup) => {
-                    hangup.recv().await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let by_signal = tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = asked => true,
-            () = tokio::time::sleep(RELOAD_INTERVAL) => false,
-        };
-        let found = stamps(&paths);
-        if !by_signal && found == known {
-            continue;
-        }
-        known = found;
-        match credentials.reload() {
-            Ok(()) => info!("credentials reloaded"),
-            Err(error) => warn!(%error, "credentials can't be reloaded, the old ones stay"),
-        }
     }
 }

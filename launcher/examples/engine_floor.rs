@@ -118,6 +118,7 @@ async fn guests(shim: &str, data_dir: &DataDir) -> anyhow::Result<()> {
         shim_command: vec![shim.to_owned()],
         hierarchy: Hierarchy::detect("pronto-engine-floor").ok(),
         user: None,
+        own_users: false,
         node: NodeVariables::default(),
         log_cap_bytes: 1 << 20,
     };

@@ -40,9 +40,10 @@ pub struct LauncherConfig {
     /// Runtimes to offer, where they work. Default: all.
     #[serde(default = "default_runtimes")]
     pub runtimes: Vec<Runtime>,
-    /// Whom workloads run as that name nobody, when the launcher is root. Default: `nobody`.
-    #[serde(default = "default_workload_user")]
-    pub workload_user: String,
+    /// One user for all workloads that name none, when the launcher is root. Default: each instance
+    /// has a user id of its own, so that none can look into another.
+    #[serde(default)]
+    pub workload_user: Option<String>,
     /// Run them as the launcher's own user instead: for development on one's own machine.
     #[serde(default)]
     pub run_as_invoker: bool,
@@ -141,10 +142,6 @@ impl Default for QemuConfig {
 
 fn default_runtimes() -> Vec<Runtime> {
     Runtime::ALL.to_vec()
-}
-
-fn default_workload_user() -> String {
-    "nobody".to_owned()
 }
 
 const fn default_log_cap_bytes() -> u64 {
@@ -253,7 +250,7 @@ mod tests {
     #[test]
     fn the_minimum_is_enough_and_unknown_keys_are_errors() {
         let config: LauncherConfig = toml::from_str(MINIMAL).unwrap();
-        assert_eq!(config.workload_user, "nobody");
+        assert_eq!(config.workload_user, None);
         assert_eq!(config.share().unwrap(), (1, 1));
         let error =
             toml::from_str::<LauncherConfig>(&format!("colour = 1\n{MINIMAL}")).unwrap_err();

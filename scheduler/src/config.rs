@@ -84,9 +84,10 @@ pub struct SchedulerConfig {
 pub struct TimeoutsConfig {
     /// From the accepted connection to the end of TLS, and from there to HELLO. Default: 5,000.
     pub handshake_ms: u64,
-    /// Silence after which a peer is asked whether it is there. Default: 10,000.
+    /// Silence after which a peer is asked whether it is there. Default: 3,000.
     pub keepalive_ms: u64,
-    /// Silence after which it is taken for dead. Default: 30,000.
+    /// Silence after which it is taken for dead. Default: 10,000, as long as a lease lasts: a
+    /// launcher that was stopped for longer throws its session away itself.
     pub idle_ms: u64,
     /// Time without any progress in writing to it after which it is cut. Default: 30,000.
     pub stall_ms: u64,
@@ -128,8 +129,8 @@ impl Default for TimeoutsConfig {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             handshake_ms: ms(Timeouts::DEFAULT.handshake),
-            keepalive_ms: ms(Timeouts::DEFAULT.keepalive),
-            idle_ms: ms(Timeouts::DEFAULT.idle),
+            keepalive_ms: 3_000,
+            idle_ms: 10_000,
             stall_ms: ms(Timeouts::DEFAULT.stall),
         }
     }

@@ -144,6 +144,15 @@ impl Connection {
         self.wait();
     }
 
+    /// Leaves this scheduler for the next address. False, and nothing done, if there is no other.
+    pub(crate) fn leave(&mut self) -> bool {
+        if !self.dialer.pass_over() {
+            return false;
+        }
+        self.close();
+        true
+    }
+
     /// Ends the session once all is written.
     pub(crate) async fn finish(mut self) {
         if let State::Up { sender, receiver } = &mut self.state {

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Whom emulators run as that nobody has configured another for.
+const EMULATORS_USER: &str = "nobody";
+
 /// See the module's documentation.
 pub(super) struct Machinery {
     pub(super) runtimes: Runtimes,
@@ -45,8 +48,11 @@ impl Machinery {
             has_gpus: Path::new("/proc/driver/nvidia").exists(),
         };
         let is_root = rustix::process::geteuid().is_root();
-        let user = (is_root && !config.run_as_invoker)
-            .then(|| user(&config.workload_user))
+        let drops = is_root && !config.run_as_invoker;
+        let shared = config.workload_user.as_deref();
+        // Emulators share one in any case: their guests are apart by more than a user.
+        let user = drops
+            .then(|| user(shared.unwrap_or(EMULATORS_USER)))
             .transpose()
             .map_err(|text| anyhow::anyhow!("workload_user: {text}"))?;
         let process = ExecSettings {
@@ -54,6 +60,7 @@ impl Machinery {
             shim_command: config.shim_command()?,
             hierarchy,
             user,
+            own_users: drops && shared.is_none(),
             node: node.clone(),
             log_cap_bytes: config.log_cap_bytes,
         };

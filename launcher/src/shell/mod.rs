@@ -29,7 +29,7 @@ use anyhow::Context;
 use connection::{Connection, Happened};
 use machinery::Machinery;
 use ops::Ops;
-use pronto_protocol::transport::{Credentials, listen, serve_ops};
+use pronto_protocol::transport::{Credentials, follow_files, listen, serve_ops};
 use pronto_protocol::{Frame, Operand};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +42,8 @@ const EVENTS_A_TURN: usize = 256;
 const TURN: Duration = Duration::from_secs(1);
 /// What has aged is looked for this often.
 const AGING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the credentials' files are looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the last words of an orderly end may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -156,6 +158,12 @@ impl Shell {
                 shutdown.clone(),
             ));
         }
+        tokio::spawn(follow_files(
+            credentials.clone(),
+            RELOAD_INTERVAL,
+            shutdown.clone(),
+            || {},
+        ));
         let meter = LoadMeter::new(
             config.data_dir.clone(),
             config.low_memory_mib,
@@ -204,7 +212,15 @@ impl Shell {
                     self.core.step(Moment::now(), Event::Tick, &mut self.effects);
                 }
             }
+            self.seek_a_better_scheduler();
             self.execute()?;
+        }
+    }
+
+    fn seek_a_better_scheduler(&mut self) {
+        if self.core.is_orphaned(Moment::now()) && self.connection.leave() {
+            tracing::warn!("no controller stands behind this scheduler: asking the next one");
+            self.core.leave_orphaned();
         }
     }
 

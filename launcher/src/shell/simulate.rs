@@ -39,6 +39,9 @@ pub async fn run_simulated(
         "simulating nodes needs simulate_certs_dir, with <node>.crt and <node>.key of each",
     )?;
     let names = names(&directory, count)?;
+    // Its file system is what the nodes' disks are taken to be.
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("can't make {}", config.data_dir.display()))?;
     // A simulated node has what is configured, and this machine's share otherwise.
     let facts = crate::node::facts(&config, vec![Runtime::Sim], "none", "")?;
     let boot_id = boot_id()?;
@@ -155,6 +158,9 @@ impl SimulatedNode {
                     ended.push(Event::Tick);
                     ended.into_iter().for_each(|event| self.core.step(now, event, &mut effects));
                 }
+            }
+            if self.core.is_orphaned(Moment::now()) && self.connection.leave() {
+                self.core.leave_orphaned();
             }
             self.execute(&mut effects);
         }

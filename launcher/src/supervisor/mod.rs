@@ -100,6 +100,8 @@ pub struct Supervisor {
     offered: Vec<Runtime>,
     pressure: Option<String>,
     session: Option<Session>,
+    /// Sessions left in a row because no controller stood behind their scheduler.
+    orphaned: u32,
     /// The epoch of the last HELLO.
     session_epoch: SessionEpoch,
     /// Until when work may be started; it outlives the session that renewed it.
@@ -136,6 +138,7 @@ impl Supervisor {
             tombstones: Tombstones::default(),
             pressure: None,
             session: None,
+            orphaned: 0,
             session_epoch: SessionEpoch::default(),
             lease_until: Moment::default(),
             owner_leases: BTreeMap::new(),

@@ -18,6 +18,14 @@ const ASKED: usize = 16;
 const LEASE_LIMIT_MS: u64 = 600_000;
 /// Statistics are never wanted more often than this.
 const STATS_INTERVAL_MIN_MS: u64 = 50;
+/// A scheduler behind which no controller has stood for so long is left for another: a standby, one
+/// that hangs, one that the controllers have left. A failover takes less, so that nobody leaves a
+/// standby that is about to be activated.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
+/// It doubles so often while nobody is found: without any controller there is no better scheduler.
+const ORPHAN_DOUBLINGS: u32 = 4;
+/// A longer gap between two steps is this process's own pause: the shell turns every second.
+const OWN_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is known of the live session.
 #[derive(Debug)]
@@ -37,6 +45,8 @@ pub(super) struct Session {
     gap_limit: Duration,
     /// Where the next page of usages begins, when there are more than one STATS may carry.
     usage_offset: usize,
+    /// When a lease last said that a controller stands behind this scheduler, or WELCOME.
+    backed_at: Moment,
 }
 
 impl Session {
@@ -73,6 +83,7 @@ impl Supervisor {
             stats_interval,
             gap_limit: Duration::from_millis(lease_ms),
             usage_offset: 0,
+            backed_at: now,
         });
         if active {
             self.raise_term(term, effects);
@@ -100,6 +111,20 @@ impl Supervisor {
         }
     }
 
+    /// Whether another scheduler should be asked: no controller stands behind this one.
+    #[must_use]
+    pub fn is_orphaned(&self, now: Moment) -> bool {
+        let limit = ORPHAN_LIMIT * (1 << self.orphaned.min(ORPHAN_DOUBLINGS));
+        let session = self.session.as_ref();
+        session.is_some_and(|session| now.since(session.backed_at) > limit)
+    }
+
+    /// The session is left for one with another scheduler.
+    pub fn leave_orphaned(&mut self) {
+        self.session = None;
+        self.orphaned = self.orphaned.saturating_add(1);
+    }
+
     /// Ends the session from this side; its unread frames are never heard.
     pub(super) fn close_session(&mut self, reason: String, effects: &mut Vec<Effect>) {
         if self.session.take().is_some() {
@@ -112,6 +137,12 @@ impl Supervisor {
     pub(super) fn notice_gap(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         let gap = self.stepped_at.map_or(Duration::ZERO, |at| now.since(at));
         self.stepped_at = Some(now);
+        if gap > OWN_PAUSE
+            && let Some(session) = &mut self.session
+        {
+            // What the scheduler said meanwhile is yet to be read.
+            session.backed_at = now;
+        }
         let limit = self.session.as_ref().map(|session| session.gap_limit);
         if limit.is_some_and(|limit| gap > limit) {
             let reason = format!("this process was paused for {} ms", gap.as_millis());
@@ -217,6 +248,10 @@ impl Supervisor {
         session.asked.drain(..=index);
         if lease.term < self.node.term {
             return;
+        }
+        if !lease.owners.is_empty() {
+            session.backed_at = now;
+            self.orphaned = 0;
         }
         self.raise_term(lease.term, effects);
         let until = sent_at.after_ms(lease.lease_ms.min(LEASE_LIMIT_MS));

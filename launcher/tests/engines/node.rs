@@ -166,6 +166,7 @@ impl Node {
                     .expect("control groups"),
             ),
             user: None,
+            own_users: false,
             node: self.variables(),
             log_cap_bytes: 16 << 20,
         }

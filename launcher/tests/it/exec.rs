@@ -469,6 +469,47 @@ async fn a_private_tmp_is_its_own() {
     node.finish().await;
 }
 
+/// Another instance's directory, log and environment, the launcher's own files, and the process
+/// itself: all of it out of reach.
+#[tokio::test]
+async fn workloads_can_not_look_into_each_other_nor_into_the_launcher() {
+    let mut node = Node::with_own_users().await;
+    let data = node.settings.data_dir.clone();
+    std::fs::write(node.directory.path().join("node.key"), "key").unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(node.directory.path().join("node.key"), private).unwrap();
+    let mut body_of_victim = body(exec("echo secret; echo $$ > pid; exec sleep 600"));
+    body_of_victim.env = vec![EnvVar {
+        name: "TOKEN".into(),
+        value: "secret".into(),
+    }];
+    let victim = node.start(body_of_victim, demand()).await;
+    let pid = number_in(&data.work(&victim.id).join("pid")).await;
+    let instances = data.instances();
+    let root = node.directory.path().display().to_string();
+    let script = format!(
+        "touch mine; cat /proc/{pid}/environ; ls {work}; cat {work}/pid; kill {pid} && echo killed; \
+         cat {root}/node.key; find {root} -type f -readable -not -path \"$PWD/*\" 2>/dev/null; \
+         ls {instances}; touch {instances}/new && echo made; \
+         ls -l mine | wc -l; id -u",
+        work = data.work(&victim.id).display(),
+        instances = instances.display(),
+    );
+    let (attacker, outcome) = node.sh(&script).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let log = node.log(&attacker.id);
+    let lines: Vec<&str> = log.out().lines().collect();
+    let uid = pronto_launcher::runtime::exec::own_user(&attacker.id.instance).uid;
+    assert_ne!(
+        uid,
+        pronto_launcher::runtime::exec::own_user(&victim.id.instance).uid
+    );
+    assert_eq!(lines, ["1", &uid.to_string()], "{}", log.out());
+    assert!(is_alive(pid));
+    node.runtime().stop(victim.id, StopCause::Asked, 0);
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn hundreds_of_short_tasks_end_once_each() {
     let mut node = Node::new().await;

@@ -92,6 +92,21 @@ impl Node {
         Self::with(tempfile::tempdir().unwrap(), None).await
     }
 
+    /// A node where each instance has a user of its own, as with a launcher that is root.
+    pub(crate) async fn with_own_users() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // As a launcher's data directory is: others pass through it to what is theirs.
+        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        let passable: std::fs::Permissions = passable;
+        std::fs::set_permissions(directory.path(), passable.clone()).unwrap();
+        let mut node = Self::with(directory, None).await;
+        std::fs::set_permissions(node.settings.data_dir.instances(), passable).unwrap();
+        node.settings.own_users = true;
+        node.restart().await;
+        node.runtime().adopt(Vec::new());
+        node
+    }
+
     async fn with(directory: tempfile::TempDir, hierarchy: Option<Hierarchy>) -> Self {
         let data_dir = DataDir::new(directory.path().to_owned());
         std::fs::create_dir_all(data_dir.instances()).unwrap();
@@ -100,6 +115,7 @@ impl Node {
             shim_command: vec![env!("CARGO_BIN_EXE_pronto-launcher-shim").into()],
             hierarchy,
             user: None,
+            own_users: false,
             node: NodeVariables {
                 name: "n1".into(),
                 address: "10.0.0.1".into(),

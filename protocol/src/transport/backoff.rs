@@ -88,6 +88,17 @@ impl Dialer {
         (wait, address)
     }
 
+    /// The next attempt goes to the address after the one that came through last, at once. False if
+    /// there is no other.
+    pub fn pass_over(&mut self) -> bool {
+        if self.addresses.len() < 2 {
+            return false;
+        }
+        self.next = (self.next + 1) % self.addresses.len();
+        self.tried = 1;
+        true
+    }
+
     /// The last attempt came through. When its connection ends, the same address is tried first,
     /// after a short wait: it may be a restart.
     pub fn succeeded(&mut self) {
@@ -143,5 +154,19 @@ mod tests {
         let (wait, address) = dialer.next_attempt(1.0);
         assert_eq!((wait.as_millis(), address), (0, "a"));
         assert!(Dialer::new(Vec::new(), Backoff::default()).is_none());
+    }
+
+    #[test]
+    fn an_address_that_came_through_can_be_passed_over() {
+        let mut dialer = Dialer::new(vec!["a".into(), "b".into()], Backoff::default()).unwrap();
+        assert_eq!(dialer.next_attempt(1.0).1, "a");
+        dialer.succeeded();
+        assert!(dialer.pass_over());
+        let (wait, address) = dialer.next_attempt(1.0);
+        assert_eq!((wait.as_millis(), address), (0, "b"));
+        let (wait, address) = dialer.next_attempt(1.0);
+        assert_eq!((wait.as_millis(), address), (100, "a"));
+        let mut only = Dialer::new(vec!["a".into()], Backoff::default()).unwrap();
+        assert!(!only.pass_over());
     }
 }

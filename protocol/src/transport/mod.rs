@@ -3,12 +3,13 @@
 //!
 //! [`Credentials`] are this daemon's certificate and its CA. [`connect()`] and [`accept`] make a
 //! [`Wire`], one connection for one task; [`Link`] wraps a wire for daemons with many tasks.
-//! [`Backoff`] and [`Dialer`] say when and where to connect again; [`serve_ops`] is the small HTTPS
+//! [`follow_files`] keeps credentials fresh. [`Backoff`] and [`Dialer`] say when and where to connect again; [`serve_ops`] is the small HTTPS
 //! server for metrics and health; [`ports`] has the default ports.
 
 mod backoff;
 mod connect;
 mod credentials;
+mod follow;
 mod link;
 mod ops;
 pub mod ports;
@@ -21,6 +22,7 @@ pub use connect::{
     HandshakeLimiter, HandshakePermit, accept, connect, connect_tcp, listen, wall_clock,
 };
 pub use credentials::{Credentials, CredentialsError, TlsFiles};
+pub use follow::follow_files;
 pub use link::{Link, LinkClosed, LinkReceiver, LinkSender};
 pub use ops::{OpsHandler, OpsReply, serve_ops};
 pub use verify::VerifyError;

@@ -35,5 +35,7 @@ pub const GRANT_MAX_MS: u64 = 60_000;
 /// Pages of a node list that one controller gets in one turn: a page of 256 nodes takes about a
 /// millisecond to make, and placement should not wait for more.
 pub const PAGES_PER_TURN: usize = 1;
+/// Statistics that a launcher may miss before nothing more is placed on it.
+pub const MISSED_STATS: u64 = 3;
 /// Nodes looked at for statistics in one tick at most; they take a few microseconds each.
 pub const STATS_NODES_PER_TICK: usize = 1024;

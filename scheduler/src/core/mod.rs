@@ -40,6 +40,7 @@ mod streams;
 pub use counters::{Counters, SEARCH_BUCKETS};
 pub use outlet::{Effect, Effects, Nanos, Outgoing, Outlet, Queued, SessionId};
 
+use crate::quiet::Quiet;
 use crate::table::{NodeIndex, NodeTable, TableConfig};
 use activation::Activation;
 use bytes::Bytes;
@@ -141,6 +142,9 @@ pub struct Broker {
     /// Nodes of which a status has come.
     reported: usize,
     counters: Counters,
+    /// Lines about sessions that are refused, and about statuses that are.
+    quiet_sessions: Quiet,
+    quiet_statuses: Quiet,
     scratch: Scratch,
 }
 
@@ -182,6 +186,8 @@ impl Broker {
             backed_off: Vec::new(),
             reported: 0,
             counters: Counters::default(),
+            quiet_sessions: Quiet::default(),
+            quiet_statuses: Quiet::default(),
             scratch: Scratch {
                 bytes: Vec::new(),
                 stamp,

@@ -6,11 +6,16 @@
 //!              └──────────────────────────────── session ends ◀───────────┘
 //! ```
 //!
+//! One that has sent statistics and is not heard for three of their intervals is silent: it is not
+//! placed on and is shown as FULL, with that reason, until it is heard again or its session times
+//! out.
+//!
 //! A record lives as long as its control session; nothing of it outlives that.
 
 use super::accounting::Account;
 use super::backoff::Faults;
-use super::outlet::SessionId;
+use super::limits::MISSED_STATS;
+use super::outlet::{Nanos, SessionId};
 use super::routing::Pending;
 use bytes::Bytes;
 use pronto_payloads::hello::{LauncherHello, Mode, OwnerSummary};
@@ -38,6 +43,12 @@ pub(crate) struct Node {
     pub(crate) reason: String,
     /// A status has come: what is free is known.
     pub(crate) reported: bool,
+    /// When a frame last came from it.
+    pub(crate) heard_at: Nanos,
+    /// It has sent statistics, so that their absence means something.
+    pub(crate) sends_stats: bool,
+    /// It has missed them and is not placed on until it is heard again.
+    pub(crate) silent: bool,
     /// The session's queue is above its mark and has not drained.
     pub(crate) brimming: bool,
     /// The last status that asked for a lease before there was one to give.
@@ -76,6 +87,7 @@ impl Node {
         name: String,
         session_epoch: SessionEpoch,
         hello: LauncherHello,
+        now: Nanos,
     ) -> Self {
         Self {
             session,
@@ -92,6 +104,9 @@ impl Node {
             },
             reason: String::new(),
             reported: false,
+            heard_at: now,
+            sends_stats: false,
+            silent: false,
             brimming: false,
             asked_in_vain: None,
             account: Account::default(),
@@ -103,6 +118,22 @@ impl Node {
         }
     }
 
+    /// Whether it counts as FULL.
+    pub(crate) fn shown_full(&self) -> bool {
+        self.silent || self.state == NodeState::Full
+    }
+
+    /// The state that others are told, with its reason.
+    pub(crate) fn shown(&self) -> (NodeState, String) {
+        if self.silent {
+            return (
+                NodeState::Full,
+                format!("silent: {MISSED_STATS} statistics of this node are missing"),
+            );
+        }
+        (self.state, self.reason.clone())
+    }
+
     /// What a controller is told of it: the digest is its own owner's alone.
     pub(crate) fn connected(&self, owner: OwnerId) -> NodeConnected {
         let summary = self.owners.iter().find(|summary| summary.owner == owner);
@@ -111,7 +142,7 @@ impl Node {
             node_uuid: self.node_uuid,
             boot_id: self.boot_id,
             session_epoch: self.session_epoch,
-            state: self.state,
+            state: self.shown().0,
             attempts: summary.map_or(0, |summary| summary.attempts),
             digest: summary.map_or(0, |summary| summary.digest),
             facts: self.facts.clone(),

@@ -110,7 +110,7 @@ impl Broker {
                 Obstacle::Maintenance,
                 matches!(node.state, NodeState::Maintenance | NodeState::Offline),
             ),
-            (Obstacle::Full, node.state == NodeState::Full),
+            (Obstacle::Full, node.shown_full()),
             (Obstacle::QueueFull, node.brimming),
             (
                 Obstacle::BackedOff,

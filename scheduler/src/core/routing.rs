@@ -161,26 +161,41 @@ impl Broker {
             return;
         };
         match peer {
-            Peer::Launcher(index) => match OF_LAUNCHER[operand as usize] {
-                Action::Status => {
-                    let wants_reply = flags.contains(Flags::WANT_REPLY);
-                    self.on_status(
-                        now,
-                        index,
-                        (operand, wants_reply, correlation),
-                        &payload,
-                        out,
-                    );
+            Peer::Launcher(index) => {
+                self.hear(now, index, operand == Operand::Stats);
+                match OF_LAUNCHER[operand as usize] {
+                    Action::Status => {
+                        let wants_reply = flags.contains(Flags::WANT_REPLY);
+                        self.on_status(
+                            now,
+                            index,
+                            (operand, wants_reply, correlation),
+                            &payload,
+                            out,
+                        );
+                    }
+                    Action::Stats => self.on_stats(index, &payload),
+                    Action::ToOwner => {
+                        self.forward_to_owner(
+                            now,
+                            index,
+                            (operand, flags, correlation),
+                            &payload,
+                            out,
+                        );
+                    }
+                    Action::ToAsker { with_node } => {
+                        self.forward_to_asker(
+                            index,
+                            (operand, correlation),
+                            with_node,
+                            &payload,
+                            out,
+                        );
+                    }
+                    _ => debug!(%operand, "nothing follows from it"),
                 }
-                Action::Stats => self.on_stats(index, &payload),
-                Action::ToOwner => {
-                    self.forward_to_owner(now, index, (operand, flags, correlation), &payload, out);
-                }
-                Action::ToAsker { with_node } => {
-                    self.forward_to_asker(index, (operand, correlation), with_node, &payload, out);
-                }
-                _ => debug!(%operand, "nothing follows from it"),
-            },
+            }
             Peer::Controller(slot) => match OF_CONTROLLER[operand as usize] {
                 Action::Place => self.on_start(now, slot, correlation, &payload, out),
                 Action::Explain => self.on_explain(slot, correlation, &payload, out),

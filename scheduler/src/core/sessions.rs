@@ -52,7 +52,9 @@ impl Broker {
         };
         if let Err((operand, refusal)) = outcome {
             self.counters.sessions_refused += 1;
-            warn!(%role, name, reason = refusal.text, "session refused");
+            if let Some(left_out) = self.quiet_sessions.line(now) {
+                warn!(%role, name, reason = refusal.text, left_out, "session refused");
+            }
             out.refuse(session, operand, refusal);
         }
     }
@@ -110,7 +112,7 @@ impl Broker {
         );
         self.peers.insert(session, Peer::Launcher(index));
         self.nodes
-            .insert(index, Node::new(session, name, session_epoch, hello));
+            .insert(index, Node::new(session, name, session_epoch, hello, now));
         self.review_obstacles(now, index);
         self.welcome(session, None, out);
         self.announce_node(index, out);

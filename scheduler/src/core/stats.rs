@@ -6,7 +6,7 @@
 //! once an interval, whatever it sends, and 10,000 nodes never stall a turn. A change of state jumps
 //! the queue. Nothing is lost by coalescing: the later replaces the earlier.
 
-use super::limits::STATS_NODES_PER_TICK;
+use super::limits::{MISSED_STATS, STATS_NODES_PER_TICK};
 use super::outlet::{Nanos, Outgoing, Outlet};
 use super::{Broker, controller::Controller, node::Node};
 use crate::table::NodeIndex;
@@ -16,7 +16,7 @@ use pronto_payloads::instance::InstanceUsage;
 use pronto_payloads::limits::{NODE_PAGE, PAGE_BYTES};
 use pronto_payloads::node::{NodeStats, Stats};
 use pronto_protocol::Operand;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 /// How far the present round is.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub(crate) struct Rounds {
     /// The last node that was looked at.
     after: Option<NodeIndex>,
     last_tick: Nanos,
+    /// Since when this process has run without a long pause: silence before that was its own.
+    awake_since: Nanos,
     /// Parts of nodes that were due and not yet looked at, in nodes × nanoseconds.
     remainder: u64,
     /// Nodes whose state has changed.
@@ -79,6 +81,9 @@ impl Broker {
             }
         }
         self.collect_due(now, &mut due);
+        for index in &due {
+            self.look_for_silence(now, *index);
+        }
         let mut batches: Vec<Batch> = self
             .live_controllers()
             .filter(|(_, controller)| !controller.brimming)
@@ -105,6 +110,9 @@ impl Broker {
         let interval_ns = self.config.stats_interval_ms.max(1) * 1_000_000;
         // After a pause, one round at most is made up for.
         let elapsed_ns = now.since(self.stats.last_tick).min(interval_ns);
+        if now.since(self.stats.last_tick) > interval_ns {
+            self.stats.awake_since = now;
+        }
         self.stats.last_tick = now;
         let parts = elapsed_ns
             .saturating_mul(nodes)
@@ -126,6 +134,40 @@ impl Broker {
         if let Some(last) = due[first_new..].last() {
             self.stats.after = Some(*last);
         }
+    }
+
+    /// A frame of this node has come.
+    pub(super) fn hear(&mut self, now: Nanos, index: NodeIndex, is_stats: bool) {
+        let Some(node) = self.nodes.get_mut(&index) else {
+            return;
+        };
+        node.heard_at = now;
+        node.sends_stats |= is_stats;
+        if std::mem::replace(&mut node.silent, false) {
+            info!(node = node.name, "is heard again");
+            self.review_obstacles(now, index);
+            self.pass_on_soon(index);
+        }
+    }
+
+    /// Takes a node out of placement that has missed its statistics.
+    fn look_for_silence(&mut self, now: Nanos, index: NodeIndex) {
+        let limit_ns = MISSED_STATS * self.config.stats_interval_ms.max(1) * 1_000_000;
+        let awake_since = self.stats.awake_since;
+        let Some(node) = self.nodes.get_mut(&index) else {
+            return;
+        };
+        let heard_at = node.heard_at.max(awake_since);
+        if node.silent || !node.sends_stats || now.since(heard_at) <= limit_ns {
+            return;
+        }
+        node.silent = true;
+        node.stats.dirty = true;
+        warn!(
+            node = node.name,
+            "is silent: nothing is placed on it until it is heard again"
+        );
+        self.review_obstacles(now, index);
     }
 
     fn add_to_batches<O: Outlet>(&mut self, index: NodeIndex, batches: &mut [Batch], out: &mut O) {
@@ -188,12 +230,13 @@ fn stats_of(node: &Node, controller: &Controller, usages: &[InstanceUsage]) -> N
     let own = usages
         .iter()
         .filter(|usage| usage.id.owner == controller.owner);
+    let (state, reason) = node.shown();
     NodeStats {
         node: node.name.clone(),
-        state: node.state,
+        state,
         available: node.account.available().clone(),
         runtimes: node.facts.runtimes.clone(),
-        reason: node.reason.clone(),
+        reason,
         load: node.stats.load.clone(),
         usages: own.cloned().collect(),
     }

@@ -27,11 +27,10 @@ impl Broker {
         let session = node.session;
         if let Err(text) = self.take_in_status(now, index, operand, payload) {
             self.counters.bad_statuses += 1;
-            warn!(
-                node = self.nodes[&index].name,
-                error = text,
-                "status not accepted"
-            );
+            if let Some(left_out) = self.quiet_statuses.line(now) {
+                let node = &self.nodes[&index].name;
+                warn!(node, error = text, left_out, "status not accepted");
+            }
             let refusal = routing::refusal(RefusalCode::MalformedPayload, text);
             let message = Outgoing::new(Operand::InvalidFrame, correlation, [&refusal, &[]]);
             // It is told once; a launcher that does not read learns it from its lease.

@@ -5,6 +5,7 @@
 //! Invariants: every step ends by a time limit; handshakes and connections are bounded, and what is
 //! above the bound waits in the kernel's backlog; no failure ends the loop.
 
+use super::breaches::Breaches;
 use super::hub::Greeted;
 use crate::config::SchedulerConfig;
 use pronto_protocol::SessionConfig;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// After a failed `accept(2)`, which means too many open files: time for some to close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,6 +30,7 @@ pub(crate) async fn accept_all(
     config: &SchedulerConfig,
     credentials: Arc<Credentials>,
     greeted: mpsc::Sender<Greeted>,
+    breaches: Arc<Breaches>,
     shutdown: CancellationToken,
 ) {
     let session = config.session();
@@ -68,12 +70,11 @@ pub(crate) async fn accept_all(
         };
         let address = stream.peer_addr();
         let (credentials, greeted) = (Arc::clone(&credentials), greeted.clone());
+        let breaches = Arc::clone(&breaches);
         tokio::spawn(async move {
             if let Err(error) = greet(stream, &credentials, session, place, &greeted).await {
-                match address {
-                    Ok(peer) => warn!(%peer, %error, "connection refused"),
-                    Err(_) => debug!(%error, "connection lost"),
-                }
+                let peer = address.map_or_else(|_| "gone".to_owned(), |peer| peer.to_string());
+                breaches.note_connection(&peer, &error);
             }
             drop(handshake);
         });

@@ -8,6 +8,7 @@
 //! Invariants: the core is never entered twice at once; a session's end is reported to the core
 //! once, and before its slot is free; nobody is called silent because this thread was stopped.
 
+use super::breaches::Breaches;
 use super::pace::{Pace, STREAM_DELAY};
 use super::registry::Registry;
 use super::sessions::{Sessions, nanos_since};
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) credentials_version: Arc<AtomicU64>,
     pub(crate) published: Published,
     pub(crate) registry: Registry,
+    pub(crate) breaches: Arc<Breaches>,
 }
 
 struct Hub {
@@ -207,14 +209,20 @@ impl Hub {
             End::Refused => String::from("ended by the scheduler"),
             End::Broken(error) => error.to_string(),
         };
-        debug!(session = session.0, reason, "session ended");
-        self.step(Event::Closed { session, reason });
-        self.inner.borrow_mut().sessions.remove(session);
-        self.shared.registry.remove(session);
         let is_lost = matches!(
             end,
             End::Broken(WireError::Io(_) | WireError::Closed { .. })
         );
+        if let End::Broken(error) = &end
+            && !is_lost
+        {
+            let peer = wire.borrow().peer().to_string();
+            self.shared.breaches.note_session(&peer, error);
+        }
+        debug!(session = session.0, reason, "session ended");
+        self.step(Event::Closed { session, reason });
+        self.inner.borrow_mut().sessions.remove(session);
+        self.shared.registry.remove(session);
         // Nobody else holds the wire now. A peer that is still there is told the reason.
         if let Ok(wire) = Rc::try_unwrap(wire)
             && !is_lost
@@ -368,7 +376,12 @@ impl Hub {
             self.verify_again(inner);
             if inner.ticks.is_multiple_of(TICKS_PER_ROUND) {
                 let uptime = now.saturating_duration_since(inner.began);
-                let snapshot = Snapshot::of(&inner.broker, &inner.sessions, uptime);
+                let snapshot = Snapshot::of(
+                    &inner.broker,
+                    &inner.sessions,
+                    &self.shared.breaches,
+                    uptime,
+                );
                 self.shared.published.publish(snapshot);
             }
         }

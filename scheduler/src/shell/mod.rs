@@ -8,6 +8,7 @@
 //! ```
 
 mod accept;
+mod breaches;
 mod hub;
 mod pace;
 mod registry;
@@ -18,16 +19,16 @@ use crate::config::SchedulerConfig;
 use anyhow::Context as _;
 use hub::{Greeted, Shared};
 use pronto_protocol::Role;
-use pronto_protocol::transport::{Credentials, TlsFiles, listen, serve_ops};
+use pronto_protocol::transport::{Credentials, follow_files, listen, serve_ops};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 /// Connections between their HELLO and the frame thread's next turn.
 const GREETED: usize = 1024;
@@ -119,6 +120,7 @@ impl Scheduler {
             credentials_version: Arc::new(AtomicU64::new(0)),
             published: snapshot::Published::default(),
             registry: registry::Registry::default(),
+            breaches: Arc::new(breaches::Breaches::default()),
         };
         let (greeted, incoming) = mpsc::channel::<Greeted>(GREETED);
         let ended = start_frame_thread(&config, shared.clone(), incoming, ending.clone())?;
@@ -133,8 +135,23 @@ impl Scheduler {
             ));
         }
         let interval = Duration::from_millis(config.reload_interval_ms);
-        tokio::spawn(keep_credentials_fresh(shared, interval, ending.clone()));
-        let accepting = accept::accept_all(frames, &config, credentials, greeted, ending.clone());
+        let version = Arc::clone(&shared.credentials_version);
+        tokio::spawn(follow_files(
+            Arc::clone(&credentials),
+            interval,
+            ending.clone(),
+            move || {
+                version.fetch_add(1, Ordering::Release);
+            },
+        ));
+        let accepting = accept::accept_all(
+            frames,
+            &config,
+            credentials,
+            greeted,
+            Arc::clone(&shared.breaches),
+            ending.clone(),
+        );
         let mut ended = std::pin::pin!(wait_for(ended));
         tokio::select! {
             () = accepting => {}
@@ -171,40 +188,4 @@ fn start_frame_thread(
         })
         .context("can't start the frame thread")?;
     Ok(ended)
-}
-
-/// Loads the credentials anew when one of their files has changed.
-async fn keep_credentials_fresh(shared: Shared, interval: Duration, shutdown: CancellationToken) {
-    let mut known = changed_at(shared.credentials.files());
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
-        }
-        let now = changed_at(shared.credentials.files());
-        if now == known {
-            continue;
-        }
-        match shared.credentials.reload() {
-            Ok(()) => {
-                known = now;
-                info!("credentials are loaded anew");
-                shared.credentials_version.fetch_add(1, Ordering::Release);
-            }
-            // They may be in the middle of being replaced; what was loaded stays in use.
-            Err(error) => warn!(%error, "changed credentials can't be used"),
-        }
-    }
-}
-
-fn changed_at(files: &TlsFiles) -> Vec<Option<SystemTime>> {
-    let TlsFiles { ca, cert, key, crl } = files;
-    let paths = [ca, cert, key].into_iter().chain(crl);
-    paths
-        .map(|path| {
-            std::fs::metadata(path)
-                .and_then(|file| file.modified())
-                .ok()
-        })
-        .collect()
 }

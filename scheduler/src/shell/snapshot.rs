@@ -3,6 +3,7 @@
 //! The hot path increments plain integers of its own; a scrape reads a copy of them that is at most
 //! a second old, and never waits for the frame thread.
 
+use super::breaches::Breaches;
 use super::registry::Registry;
 use super::sessions::Sessions;
 use crate::core::{Broker, Counters, SEARCH_BUCKETS};
@@ -35,11 +36,21 @@ pub(crate) struct Snapshot {
     placing: bool,
     term: u64,
     generation: u64,
+    connections_refused: u64,
+    sessions_broken: u64,
 }
 
 impl Snapshot {
-    pub(crate) fn of(broker: &Broker, sessions: &Sessions, uptime: Duration) -> Self {
+    pub(crate) fn of(
+        broker: &Broker,
+        sessions: &Sessions,
+        breaches: &Breaches,
+        uptime: Duration,
+    ) -> Self {
+        let (connections_refused, sessions_broken) = breaches.counts();
         Self {
+            connections_refused,
+            sessions_broken,
             at: Instant::now(),
             uptime,
             counters: broker.counters().clone(),
@@ -120,13 +131,23 @@ struct Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let Snapshot { counters, .. } = &self.snapshot;
-        let counts: [(&str, &str, u64); 8] = [
+        let counts: [(&str, &str, u64); 10] = [
             ("starts", "STARTs read", counters.starts),
             ("placements", "STARTs placed", counters.placed),
             (
                 "sessions_refused",
                 "Sessions refused",
                 counters.sessions_refused,
+            ),
+            (
+                "connections_refused",
+                "Connections that did not come as far as HELLO",
+                self.snapshot.connections_refused,
+            ),
+            (
+                "sessions_broken",
+                "Sessions ended because the peer broke the protocol",
+                self.snapshot.sessions_broken,
             ),
             (
                 "controllers_cut",

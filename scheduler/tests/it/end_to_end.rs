@@ -24,22 +24,27 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A daemon that runs, and what its clients need.
-struct Daemon {
-    ca: Ca,
-    address: SocketAddr,
+pub(crate) struct Daemon {
+    pub(crate) ca: Ca,
+    pub(crate) address: SocketAddr,
     ops: SocketAddr,
     shutdown: CancellationToken,
     serving: JoinHandle<anyhow::Result<()>>,
 }
 
 /// A client's end of a session, with the frames that it has not looked at.
-struct Peer {
+pub(crate) struct Peer {
     wire: Wire,
     frames: VecDeque<Frame>,
 }
 
 impl Daemon {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// One whose configuration is changed before it starts.
+    pub(crate) fn with(change: impl FnOnce(&mut SchedulerConfig)) -> Self {
         let ca = Ca::new();
         let mut config = SchedulerConfig::new(ca.issue("scheduler/s1"));
         config.tls.crl = Some(ca.revoke(&[]));
@@ -47,6 +52,7 @@ impl Daemon {
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.ops_listen = Some(config.listen);
         config.queues.launcher_mark_bytes = 4096;
+        change(&mut config);
         let scheduler = Scheduler::bind(config).unwrap();
         let (address, ops) = (
             scheduler.address().unwrap(),
@@ -75,7 +81,7 @@ impl Daemon {
     }
 
     /// A launcher that has reported so much as free.
-    async fn launcher(&self, name: &str, free: Capacity) -> Peer {
+    pub(crate) async fn launcher(&self, name: &str, free: Capacity) -> Peer {
         let body = codec::encode(&launcher_hello(free.clone()));
         let hello = Hello::new(Purpose::Control, 1, body);
         let mut peer = self
@@ -88,7 +94,7 @@ impl Daemon {
         peer
     }
 
-    async fn controller(&self) -> Peer {
+    pub(crate) async fn controller(&self) -> Peer {
         let hello = ControllerHello {
             owner: OWNER,
             epoch: ControllerEpoch(1),
@@ -112,7 +118,7 @@ impl Daemon {
         peer
     }
 
-    async fn get(&self, path: &str) -> String {
+    pub(crate) async fn get(&self, path: &str) -> String {
         let credentials = self.ca.credentials("admin/root");
         let config = credentials.client_config_with_alpn(Role::Scheduler, &["http/1.1"]);
         let stream = TcpStream::connect(self.ops).await.unwrap();
@@ -128,13 +134,13 @@ impl Daemon {
         answer
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.serving.await.unwrap().unwrap();
     }
 }
 
-fn status(applied: u64, free: Capacity) -> bytes::Bytes {
+pub(crate) fn status(applied: u64, free: Capacity) -> bytes::Bytes {
     let node = Node {
         session: SessionId(0),
         epoch: pronto_payloads::ids::SessionEpoch(1),
@@ -143,13 +149,13 @@ fn status(applied: u64, free: Capacity) -> bytes::Bytes {
 }
 
 impl Peer {
-    async fn send(&mut self, frame: Frame) {
+    pub(crate) async fn send(&mut self, frame: Frame) {
         self.wire.queue(&frame).unwrap();
         self.wire.flush().await.unwrap();
     }
 
     /// The next frame, or why there is none.
-    async fn next(&mut self) -> Result<Frame, WireError> {
+    pub(crate) async fn next(&mut self) -> Result<Frame, WireError> {
         loop {
             if let Some(frame) = self.frames.pop_front() {
                 return Ok(frame);
@@ -164,13 +170,18 @@ impl Peer {
     }
 
     /// The next frame of this operand; statistics and the like may come before it.
-    async fn expect(&mut self, operand: Operand) -> Frame {
+    pub(crate) async fn expect(&mut self, operand: Operand) -> Frame {
         loop {
             let frame = self.next().await.unwrap();
             if frame.operand == operand {
                 return frame;
             }
-            let is_news = [Operand::Stats, Operand::Capacity, Operand::NodeConnected];
+            let is_news = [
+                Operand::Stats,
+                Operand::Capacity,
+                Operand::NodeConnected,
+                Operand::NodeDisconnected,
+            ];
             assert!(
                 is_news.contains(&frame.operand),
                 "{operand} expected, got {frame:?}"
@@ -179,7 +190,7 @@ impl Peer {
     }
 }
 
-fn on_node(name: &str, number: u64, millis: u32) -> StartPrefix {
+pub(crate) fn on_node(name: &str, number: u64, millis: u32) -> StartPrefix {
     StartPrefix {
         constraints: vec![Constraint::Node(name.into())],
         ..start(attempt(number), cpu(millis))

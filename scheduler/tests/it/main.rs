@@ -6,6 +6,7 @@ mod accounting;
 mod certs;
 mod end_to_end;
 mod forwarding;
+mod hostile;
 mod overload;
 mod rules;
 mod streams;

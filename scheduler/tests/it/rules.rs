@@ -8,7 +8,9 @@ use pronto_payloads::ids::{
     BootId, ControllerEpoch, Generation, NodeUuid, OwnerId, SessionEpoch, Term,
 };
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase, Usage};
-use pronto_payloads::node::{Lease, NodeConnected, NodeDisconnected, NodeState, Nodes};
+use pronto_payloads::node::{
+    Lease, NodeConnected, NodeDisconnected, NodeLoad, NodeState, Nodes, Stats, StatsBatch,
+};
 use pronto_payloads::place::{CapacityGrown, Explain, Explanation, Reason, Refusal, StartFailure};
 use pronto_payloads::{control, demand::Runtime, ids};
 use pronto_protocol::{Frame, Operand, Purpose, RefusalCode, Role};
@@ -601,4 +603,50 @@ fn a_node_that_fails_everything_is_left_alone_for_a_while_that_doubles() {
     world.skip_all(Operand::InstanceChanged);
     world.placed(&controller, &start(attempt(11), cpu(1)));
     assert_eq!(world.broker.counters().back_offs, 2);
+}
+
+#[test]
+fn a_node_that_misses_three_statistics_is_given_nothing_until_it_is_heard() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let stats = codec::encode(&Stats {
+        load: NodeLoad::default(),
+        usages: Vec::new(),
+    });
+    world.send(node.session, Frame::new(Operand::Stats, stats));
+    world.pass_ms(3_000);
+    world.skip_all(Operand::Capacity);
+    world.skip_all(Operand::Stats);
+    world.skip_all(Operand::Capacity);
+    world.placed(&controller, &start(attempt(1), cpu(100)));
+    world.pass_ms(1_100);
+    let told: StatsBatch = decode!(world.expect(controller.session, Operand::Stats));
+    assert_eq!(told.nodes[0].state, NodeState::Full);
+    assert!(told.nodes[0].reason.contains("silent"), "{told:?}");
+    world.skip_all(Operand::Stats);
+    world.refused(&controller, &start(attempt(2), cpu(100)));
+    world.ready(&node, 1, capacity(900));
+    world.pass_ms(50);
+    world.skip_all(Operand::Capacity);
+    world.skip_all(Operand::Stats);
+    world.skip_all(Operand::Capacity);
+    world.placed(&controller, &start(attempt(3), cpu(100)));
+}
+
+#[test]
+fn silence_that_was_this_process_own_pause_is_held_against_nobody() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let stats = codec::encode(&Stats {
+        load: NodeLoad::default(),
+        usages: Vec::new(),
+    });
+    world.send(node.session, Frame::new(Operand::Stats, stats));
+    world.pass_ms(1_000);
+    world.now = world.now.plus_ms(60_000);
+    world.pass_ms(2_000);
+    for operand in [Operand::Capacity, Operand::Stats, Operand::Capacity] {
+        world.skip_all(operand);
+    }
+    world.placed(&controller, &start(attempt(1), cpu(100)));
 }

@@ -2,6 +2,7 @@
 
 use crate::shim::sys::User;
 use crate::supervisor::Job;
+use pronto_payloads::ids::InstanceId;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -75,6 +76,25 @@ pub fn variables(job: &Job, node: &NodeVariables, workdir: &Path) -> Vec<String>
         variables.push(format!("CUDA_VISIBLE_DEVICES={devices}"));
     }
     variables
+}
+
+/// Ids of users that exist for one instance: a range that systemd's list of them leaves to nobody.
+const OWN_USERS_FIRST: u32 = 0x7000_0000;
+/// So many that two living instances of one node hardly ever share one.
+const OWN_USERS_BITS: u32 = 28;
+
+/// The user of one instance, which has no entry anywhere: what it leaves behind is nobody else's.
+#[must_use]
+pub fn own_user(instance: &InstanceId) -> User {
+    // The tail of an id is its random part.
+    let [.., a, b, c, d] = instance.0;
+    let random = u32::from_be_bytes([a, b, c, d]) & ((1 << OWN_USERS_BITS) - 1);
+    let uid = OWN_USERS_FIRST + random;
+    User {
+        uid,
+        gid: uid,
+        groups: Vec::new(),
+    }
 }
 
 /// Looks a user up by name or number in the node's own files.

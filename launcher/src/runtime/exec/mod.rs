@@ -9,7 +9,7 @@
 mod environment;
 mod link;
 
-pub use environment::{NodeVariables, user, variables};
+pub use environment::{NodeVariables, own_user, user, variables};
 
 use super::{BoxFuture, Events, ExecSession, FileRoot, Readiness, Refused, Runtime};
 use crate::cgroup::{self, Hierarchy, Limits};
@@ -60,6 +60,8 @@ pub struct ExecSettings {
     pub hierarchy: Option<Hierarchy>,
     /// Whom workloads run as that name nobody; absent: this process's own user.
     pub user: Option<User>,
+    /// Each instance has a user of its own instead.
+    pub own_users: bool,
     /// What the node tells of itself.
     pub node: NodeVariables,
     /// Total size of an attempt's log, unless its START says otherwise.
@@ -229,6 +231,7 @@ impl Inner {
             message,
         };
         let user = match &task.user {
+            None if self.settings.own_users => Some(own_user(&job.id.instance)),
             None => self.settings.user.clone(),
             Some(name) => {
                 let user = user(name).map_err(refused)?;

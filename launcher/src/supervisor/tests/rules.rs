@@ -693,3 +693,32 @@ fn simulated_work_leaves_nothing_on_disk() {
     );
     assert!(!node.took(|effect| matches!(effect, Effect::Keep(Durable::Accepted(_)))));
 }
+
+#[test]
+fn rule_07_a_scheduler_behind_which_no_controller_stands_is_left() {
+    let mut node = Node::ready();
+    node.wait_ms(2_000);
+    node.lease(&[attempt(1, 1).owner]);
+    node.wait_ms(3_000);
+    assert!(!node.core.is_orphaned(node.now));
+    node.lease(&[]);
+    node.wait_ms(100);
+    assert!(node.core.is_orphaned(node.now), "its controllers are gone");
+    node.core.leave_orphaned();
+    assert!(!node.core.is_orphaned(node.now));
+    // Nobody is found: it asks around less and less often.
+    node.connect();
+    node.wait_ms(5_900);
+    assert!(!node.core.is_orphaned(node.now));
+    node.wait_ms(200);
+    assert!(node.core.is_orphaned(node.now));
+    node.core.leave_orphaned();
+    node.connect();
+    node.wait_ms(100);
+    node.lease(&[attempt(1, 1).owner]);
+    node.wait_ms(3_100);
+    assert!(
+        node.core.is_orphaned(node.now),
+        "and begins anew with whom it finds"
+    );
+}
