@@ -28,6 +28,7 @@ pub use schema::SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
 
 use pronto_payloads::ids::InstanceId;
+use rusqlite::ErrorCode;
 
 /// Writes that take effect together.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ pub struct Committed {
 pub enum StoreError {
     /// SQLite failed.
     #[error("the database failed: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(#[source] rusqlite::Error),
     /// Something beside the database failed.
     #[error("{what}: {source}")]
     Io {
@@ -72,6 +73,19 @@ pub enum StoreError {
          controller --restore-backup FILE`"
     )]
     Damaged(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        // Damage is met by whatever touches it first, an integrity check or not, and what is to be
+        // done about it is the same.
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged(error.to_string())
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
 }
 
 /// Makes batches durable. One writer; synchronous, on a thread of its own.

@@ -91,10 +91,27 @@ async fn open(
     checked.check().map_err(invalid)?;
     let target = app.find(actor, text, tenant).await?;
     let (id, node) = node_of(app, actor, target, text).await?;
+    if let Some((kind, message)) = entry(&checked.request) {
+        // On record before it happens.
+        app.ask(actor, Call::Enter { id, kind, message }).await?;
+    }
     app.streams
         .open(&node, id, checked.request)
         .await
         .map_err(|end| failed(&end))
+}
+
+/// What the record says of a stream: who looks into an instance or changes it. Arguments are left
+/// out, since they may be secrets.
+fn entry(request: &StreamRequest) -> Option<(&'static str, String)> {
+    match request {
+        StreamRequest::Exec { command } => {
+            Some(("command_run", command.first().cloned().unwrap_or_default()))
+        }
+        StreamRequest::CopyOut { path } => Some(("file_read", path.clone())),
+        StreamRequest::CopyIn { path, .. } => Some(("file_written", path.clone())),
+        _ => None,
+    }
 }
 
 /// A stream's failure as a refusal.

@@ -115,6 +115,12 @@ pub enum Call {
     },
     /// Where a living instance is.
     Locate(InstanceId),
+    /// Somebody runs a command in an instance, or reads or writes a file of it: for the record.
+    Enter {
+        id: InstanceId,
+        kind: &'static str,
+        message: String,
+    },
     /// A living instance, its spec and its timeline.
     Show(InstanceId),
     /// Living instances.

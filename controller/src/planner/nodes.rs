@@ -557,8 +557,16 @@ impl State {
     ) {
         let node = self.nodes.name_of(index);
         self.record_row(EventRow {
+            number: 0,
+            unix_ms: self.now.unix_ms,
+            kind,
+            severity,
+            actor: "controller".to_owned(),
+            source: String::new(),
+            tenant: None,
+            instance: None,
             node,
-            ..self.own_row(kind, severity, message)
+            message,
         });
     }
 }

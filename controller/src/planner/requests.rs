@@ -59,6 +59,18 @@ impl State {
                 self.resolve(actor, &text, tenant.as_deref()).map(Some)
             }
             Call::Locate(id) => Ok(Some(self.locate(actor, id))),
+            Call::Enter { id, kind, message } => {
+                let slot = self.visible(actor, id);
+                let instance = slot.map(|slot| self.instance(slot));
+                let tenant = instance
+                    .map(|instance| &self.submission(instance.submission).row.tenant)
+                    .or(actor.scope())
+                    .map(Arc::clone);
+                let node = instance.and_then(|instance| self.nodes.name_of(instance.node));
+                self.audit_about(actor, kind, tenant, Some(id), node, message);
+                self.reply_durably(token, Reply::Done);
+                Ok(None)
+            }
             Call::Show(id) => Ok(Some(self.show(actor, id))),
             Call::List(filter) => self.list(actor, &filter).map(Some),
             Call::Submission(request) => self.show_submission(actor, request).map(Some),

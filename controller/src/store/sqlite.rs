@@ -10,6 +10,7 @@ use pronto_payloads::ids::{InstanceId, OwnerId};
 use rusqlite::{Connection, ErrorCode, Transaction, params};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,10 +79,15 @@ impl SqliteStore {
     /// # Errors
     /// If it is held by another controller, damaged, of a newer schema, or can't be written.
     pub fn open(data_dir: &Path, options: &OpenOptions) -> Result<(Self, Snapshot), StoreError> {
-        std::fs::create_dir_all(data_dir).map_err(|source| StoreError::Io {
-            what: data_dir.display().to_string(),
-            source,
-        })?;
+        // Specs are in it with their environments, which are nobody else's on this host.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .map_err(|source| StoreError::Io {
+                what: data_dir.display().to_string(),
+                source,
+            })?;
         let lock = lock(data_dir)?;
         let path = data_dir.join(DATABASE);
         let mut connection = Connection::open(&path)?;

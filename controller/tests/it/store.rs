@@ -201,6 +201,15 @@ fn everything_comes_back_as_it_was_written() {
 }
 
 #[test]
+fn nobody_else_on_the_host_can_read_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("data/controller");
+    let _open = SqliteStore::open(&own, &OPTIONS).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&own.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn a_store_has_one_controller() {
     let dir = tempfile::tempdir().unwrap();
     let (_store, _) = open(dir.path());
@@ -263,19 +272,26 @@ fn damage_is_refused_with_instructions() {
     drop(store);
     check(dir.path()).unwrap();
     let path = dir.path().join("controller.db");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..middle + 9000].fill(0x5a);
-    std::fs::write(&path, bytes).unwrap();
-    let error = SqliteStore::open(dir.path(), &OPTIONS)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("damaged") && error.contains("--restore-backup")
-            || error.contains("malformed"),
-        "{error}"
-    );
-    assert!(check(dir.path()).is_err());
+    let whole = std::fs::read(&path).unwrap();
+    // The header, the first pages with the schema, the middle, the end.
+    let places = [0, 16, 100, 4096, whole.len() / 2, whole.len() - 5000];
+    for place in places {
+        let mut bytes = whole.clone();
+        let end = (place + 9000).min(bytes.len());
+        bytes[place..end].fill(0x5a);
+        std::fs::write(&path, bytes).unwrap();
+        let opened = SqliteStore::open(dir.path(), &OPTIONS).map(drop);
+        for error in [opened.unwrap_err(), check(dir.path()).unwrap_err()] {
+            let error = error.to_string();
+            assert!(
+                error.contains("damaged") && error.contains("--restore-backup"),
+                "at {place}: {error}"
+            );
+        }
+    }
+    std::fs::write(&path, &whole[..whole.len() / 3]).unwrap();
+    let cut_short = SqliteStore::open(dir.path(), &OPTIONS).unwrap_err();
+    assert!(matches!(cut_short, StoreError::Damaged(_)), "{cut_short}");
 }
 
 #[test]
