@@ -4,9 +4,14 @@
 //! user would see. What a workload did is proven by what it wrote, not by what Pronto says of it.
 //! Only `samples` reads configurations, as the daemons do.
 
+mod chaos;
 mod cluster;
 mod daily;
 mod evidence;
+mod failover;
 mod faults;
+mod network;
 mod peers;
+mod recovery;
+mod rig;
 mod samples;
