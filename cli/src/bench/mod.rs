@@ -7,6 +7,8 @@ mod connect;
 mod dispatch;
 mod figures;
 mod fleet;
+mod hostile;
+mod overload;
 mod place;
 mod relay;
 mod rig;
@@ -29,6 +31,10 @@ pub(crate) enum BenchCommand {
     Stats(stats::StatsArgs),
     /// Launchers connecting, and coming back after their scheduler was killed
     Connect(connect::ConnectArgs),
+    /// Honest placements while others misbehave, beside an equal load of others that don't
+    Hostile(hostile::HostileArgs),
+    /// A controller with a deep queue and many users at once
+    Overload(overload::OverloadArgs),
     /// The reference of `dispatch`, as a process of its own
     #[command(hide = true)]
     Relay(relay::RelayArgs),
@@ -41,6 +47,8 @@ pub(crate) fn run(command: &BenchCommand, format: Format) -> Outcome {
         BenchCommand::Dispatch(args) => on_one_thread(dispatch::run(args))?,
         BenchCommand::Stats(args) => on_one_thread(stats::run(args))?,
         BenchCommand::Connect(args) => on_one_thread(connect::run(args))?,
+        BenchCommand::Overload(args) => on_one_thread(overload::run(args))?,
+        BenchCommand::Hostile(args) => on_one_thread(hostile::run(args))?,
         BenchCommand::Relay(args) => {
             relay::run(args)?;
             return Ok(OK);

@@ -82,11 +82,36 @@ impl Rig {
         Ok(Credentials::load(&self.issue(Role::Controller, "bench")?)?)
     }
 
+    /// Credentials of somebody else of this role.
+    pub(crate) fn other_credentials(&self, role: Role, name: &str) -> Result<Arc<Credentials>> {
+        Ok(Credentials::load(&self.issue(role, name)?)?)
+    }
+
     /// A real scheduler that refuses no START for its window.
     pub(crate) fn scheduler(&self) -> Result<Target> {
         let port = free_port()?;
         let ops = free_port()?;
         self.scheduler_at(port, ops)
+    }
+
+    /// A real controller on an empty store, with this scheduler.
+    pub(crate) fn controller(&self, scheduler: &Target) -> Result<Target> {
+        let port = free_port()?;
+        let tls = self.issue(Role::Controller, "bench")?;
+        let config = self.directory.join("controller.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:{port}\"\nschedulers = [{:?}]\ndata_dir = {:?}\n\
+             default_quota = {{}}\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n",
+            scheduler.address,
+            self.directory.join("controller"),
+            tls.ca,
+            tls.cert,
+            tls.key
+        );
+        fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
+        let mut command = own_command()?;
+        command.args(["controller", "--config"]).arg(&config);
+        self.spawn(command, port)
     }
 
     /// A scheduler at the address of one that has ended.

@@ -78,18 +78,6 @@ struct Call {
     repeatable: bool,
 }
 
-impl Call {
-    fn get(path: &str) -> Self {
-        Self {
-            method: Method::GET,
-            path: path.to_owned(),
-            content_type: "",
-            body: Bytes::new(),
-            repeatable: true,
-        }
-    }
-}
-
 /// What came instead of an answer.
 enum Trouble {
     /// Nothing was sent, or it may be sent again.
@@ -233,7 +221,14 @@ impl Client {
 
     /// Opens a framed stream. It takes the connection along.
     pub(crate) async fn open(&mut self, path: &str) -> Result<Frames, Failure> {
-        let response = self.answer(&Call::get(path)).await?;
+        let call = Call {
+            method: Method::GET,
+            path: path.to_owned(),
+            content_type: "",
+            body: Bytes::new(),
+            repeatable: true,
+        };
+        let response = self.answer(&call).await?;
         Ok(Frames::new(response.into_body(), self.connection.take()))
     }
 
@@ -257,7 +252,14 @@ impl Client {
 
     /// Opens a stream of server-sent events.
     pub(crate) async fn events(&mut self, path: &str) -> Result<sse::Events, Failure> {
-        let response = self.answer(&Call::get(path)).await?;
+        let call = Call {
+            method: Method::GET,
+            path: path.to_owned(),
+            content_type: "",
+            body: Bytes::new(),
+            repeatable: true,
+        };
+        let response = self.answer(&call).await?;
         Ok(sse::Events::new(
             response.into_body(),
             self.connection.take(),
