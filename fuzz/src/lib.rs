@@ -1,4 +1,5 @@
-//! Fuzzers of everything that a peer's bytes reach first: frames, payloads, the handshake.
+//! Fuzzers of everything that a peer's bytes reach first: frames, payloads, the handshake; and of
+//! what users and files bring in: HTTP bodies, cluster traces.
 //!
 //! ```text
 //! PRONTO_SEED_CORPUS=1 cargo test -p pronto-payloads --test it seeds    # from the golden vectors
@@ -9,6 +10,7 @@
 
 #[path = "../../payloads/tests/it/registry.rs"]
 mod registry;
+mod outer;
 mod targets;
 
 /// Runs one input through the target of this name.
@@ -18,6 +20,7 @@ mod targets;
 pub fn run(name: &str, data: &[u8]) {
     let (_, target) = targets::TARGETS
         .into_iter()
+        .chain(outer::OUTER)
         .find(|(known, _)| *known == name)
         .expect("each binary names a target");
     target(data);
