@@ -78,6 +78,18 @@ struct Call {
     repeatable: bool,
 }
 
+impl Call {
+    fn get(path: &str) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.to_owned(),
+            content_type: "",
+            body: Bytes::new(),
+            repeatable: true,
+        }
+    }
+}
+
 /// What came instead of an answer.
 enum Trouble {
     /// Nothing was sent, or it may be sent again.
@@ -221,14 +233,7 @@ impl Client {
 
     /// Opens a framed stream. It takes the connection along.
     pub(crate) async fn open(&mut self, path: &str) -> Result<Frames, Failure> {
-        let call = Call {
-            method: Method::GET,
-            path: path.to_owned(),
-            content_type: "",
-            body: Bytes::new(),
-            repeatable: true,
-        };
-        let response = self.answer(&call).await?;
+        let response = self.answer(&Call::get(path)).await?;
         Ok(Frames::new(response.into_body(), self.connection.take()))
     }
 
@@ -252,14 +257,7 @@ impl Client {
 
     /// Opens a stream of server-sent events.
     pub(crate) async fn events(&mut self, path: &str) -> Result<sse::Events, Failure> {
-        let call = Call {
-            method: Method::GET,
-            path: path.to_owned(),
-            content_type: "",
-            body: Bytes::new(),
-            repeatable: true,
-        };
-        let response = self.answer(&call).await?;
+        let response = self.answer(&Call::get(path)).await?;
         Ok(sse::Events::new(
             response.into_body(),
             self.connection.take(),

@@ -557,16 +557,8 @@ impl State {
     ) {
         let node = self.nodes.name_of(index);
         self.record_row(EventRow {
-            number: 0,
-            unix_ms: self.now.unix_ms,
-            kind,
-            severity,
-            actor: "controller".to_owned(),
-            source: String::new(),
-            tenant: None,
-            instance: None,
             node,
-            message,
+            ..self.own_row(kind, severity, message)
         });
     }
 }

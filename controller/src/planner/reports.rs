@@ -507,16 +507,10 @@ impl State {
         let node = self.nodes.name_of(instance.node);
         let id = self.id(slot);
         self.record_row(EventRow {
-            number: 0,
-            unix_ms: self.now.unix_ms,
-            kind,
-            severity,
-            actor: "controller".to_owned(),
-            source: String::new(),
             tenant: Some(tenant),
             instance: Some(id),
             node,
-            message,
+            ..self.own_row(kind, severity, message)
         });
     }
 }

@@ -376,7 +376,17 @@ impl State {
 
     /// Writes a line of the audit trail in the controller's own name.
     pub(crate) fn record(&mut self, kind: &'static str, severity: Severity, message: String) {
-        self.record_row(EventRow {
+        self.record_row(self.own_row(kind, severity, message));
+    }
+
+    /// A line in the controller's own name, about nobody yet.
+    pub(crate) fn own_row(
+        &self,
+        kind: &'static str,
+        severity: Severity,
+        message: String,
+    ) -> EventRow {
+        EventRow {
             number: 0,
             unix_ms: self.now.unix_ms,
             kind,
@@ -387,7 +397,7 @@ impl State {
             instance: None,
             node: None,
             message,
-        });
+        }
     }
 
     pub(crate) fn record_row(&mut self, mut row: EventRow) {
