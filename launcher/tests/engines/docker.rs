@@ -1,6 +1,6 @@
 //! Containers on an engine that stays up.
 
-use crate::node::{Launcher, Node, demand, exited, fixture, fixture_in, process, until};
+use crate::node::{Launcher, Node, clean_up, demand, exited, fixture, fixture_in, process, until};
 use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings, end_containers};
 use pronto_launcher::runtime::{ExecSession, Runtime};
 use pronto_launcher::supervisor::{Job, StopCause};
@@ -92,7 +92,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        fixture("engine.sh", &["stop", &self.path()]);
+        clean_up("engine.sh", &["stop", &self.path()]);
     }
 }
 

@@ -58,13 +58,18 @@ pub(crate) fn fixture_in(namespace: Option<&str>, script: &str, arguments: &[&st
 
 /// Beside the build's own output, where it survives a test run.
 fn fixtures_dir() -> PathBuf {
-    let program = std::env::current_exe().expect("a test has a path");
-    let target = program
-        .ancestors()
-        .find(|path| path.join("CACHEDIR.TAG").exists());
-    target
-        .expect("tests run from the target directory")
-        .join("fixtures")
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("fixtures")
+}
+
+/// A fixture's script that cleans up. A second panic would end the whole program, and with it what
+/// cleans up after the other tests.
+pub(crate) fn clean_up(script: &str, arguments: &[&str]) {
+    let work = std::panic::AssertUnwindSafe(|| fixture(script, arguments));
+    if let Err(panic) = std::panic::catch_unwind(work)
+        && !std::thread::panicking()
+    {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// A data directory and the events of the runtime over it. It outlives a launcher's process.
