@@ -356,7 +356,7 @@ pub fn end_record(end: &End) -> EndRecord {
             EndReason::OutOfMemory,
             None,
             None,
-            format!("out of memory: its limit is {limit_mib} MiB, it used up to {peak_mib} MiB"),
+            format!("out of memory: limit {limit_mib} MiB, peak {peak_mib} MiB"),
         ),
         EndCause::TimedOut => (EndReason::TimedOut, None, None, "timed out".to_owned()),
         EndCause::Stopped => (EndReason::Stopped, None, None, "stopped".to_owned()),

@@ -45,7 +45,8 @@ impl Machinery {
         let node = NodeVariables {
             name: name.to_owned(),
             address: config.address.clone(),
-            has_gpus: Path::new("/proc/driver/nvidia").exists(),
+            has_gpus: Path::new("/proc/driver/nvidia").exists()
+                || config.capacity.gpus.is_some_and(|count| count > 0),
         };
         let is_root = rustix::process::geteuid().is_root();
         let drops = is_root && !config.run_as_invoker;

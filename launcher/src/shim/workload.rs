@@ -207,9 +207,12 @@ impl Workload {
             .as_ref()
             .map(Group::end_counters)
             .unwrap_or_default();
-        let peak_bytes = counters
-            .memory_peak_bytes
-            .max(reaped.peak_bytes.min(self.limit_bytes()));
+        // The kernel counts the peak of a process from before it executed, when it shared our
+        // memory: that is good enough only where no group has counted.
+        let peak_bytes = match counters.memory_peak_bytes {
+            0 => reaped.peak_bytes.min(self.limit_bytes()),
+            counted => counted,
+        };
         let usage = Usage {
             cpu_ms: counters.cpu_us.max(reaped.cpu_us) / 1000,
             memory_mib: 0,

@@ -243,7 +243,16 @@ async fn the_memory_limit_ends_it_in_words() {
     // The next workload in the same control group has a clean count.
     let (_, outcome) = node.sh("exit 9").await;
     assert_eq!(outcome.end.cause, exited(9));
-    assert!(outcome.usage.memory_peak_mib < 64, "{outcome:?}");
+    // Of the shell, not of the shim whose memory it shared until it executed.
+    let shim = number_in(&node.directory.path().join("shim.pid")).await;
+    let status = std::fs::read_to_string(format!("/proc/{shim}/status")).unwrap();
+    let own_kib: u32 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next())
+        .and_then(|kib| kib.parse().ok())
+        .unwrap();
+    let peak_kib = outcome.usage.memory_peak_mib * 1024;
+    assert!(peak_kib > 0 && peak_kib < own_kib, "{outcome:?} {own_kib}");
     node.finish().await;
 }
 
@@ -260,6 +269,72 @@ async fn a_fork_bomb_stays_in_its_bounds() {
     assert_eq!(outcome.end.cause, EndCause::Stopped);
     let (_, outcome) = node.sh("exit 3").await;
     assert_eq!(outcome.end.cause, exited(3), "the node goes on");
+    node.finish().await;
+}
+
+/// Processes that have ended, whose parent this is and who has not looked at them.
+fn zombies_of(parent: i32) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+        .filter(|stat| {
+            let mut fields = stat
+                .rsplit_once(") ")
+                .map_or("", |(_, rest)| rest)
+                .split(' ');
+            fields.next() == Some("Z")
+                && fields.next().and_then(|pid| pid.parse().ok()) == Some(parent)
+        })
+        .count()
+}
+
+#[tokio::test]
+async fn zombies_go_with_whoever_made_them() {
+    let mut node = Node::new().await;
+    // `sleep` has twenty children that it knows nothing of, and never waits for one.
+    let heedless = "echo $$ > pid; for i in $(seq 20); do sleep 0.3 & done; exec sleep 1000";
+    let job = node.start(body(exec(heedless)), demand()).await;
+    let parent = number_in(&node.settings.data_dir.work(&job.id).join("pid")).await;
+    while zombies_of(parent) < 20 {
+        tokio::task::yield_now().await;
+    }
+    // Orphans come to the shim, which looks at each.
+    let (_, outcome) = node
+        .sh("for i in $(seq 50); do (true &); done; exit 2")
+        .await;
+    assert_eq!(outcome.end.cause, exited(2));
+    node.runtime().stop(job.id, StopCause::Asked, 0);
+    let outcome = node.outcome(job.id).await;
+    assert_eq!(outcome.end.cause, EndCause::Stopped);
+    let shim = number_in(&node.directory.path().join("shim.pid")).await;
+    while zombies_of(shim) > 0 || zombies_of(parent) > 0 {
+        tokio::task::yield_now().await;
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_configured_inventory_of_gpus_is_assigned() {
+    let mut node = Node::new().await;
+    node.settings.node.has_gpus = true;
+    node.restart().await;
+    node.adopt(&[]).await;
+    let script = "echo $PRONTO_GPUS $PRONTO_GPU_MILLIS $CUDA_VISIBLE_DEVICES";
+    let job = node.job(body(exec(script)), demand());
+    let share = |device| pronto_payloads::place::GpuShare {
+        device,
+        millis: 1000,
+    };
+    let job = std::sync::Arc::new(pronto_launcher::supervisor::Job {
+        gpus: vec![share(1), share(3)],
+        ..(*job).clone()
+    });
+    let outcome = node.run_job(&job).await;
+    assert_eq!(outcome.end.cause, exited(0));
+    assert_eq!(node.log(&job.id).out(), "1,3 1000 1,3\n");
+    // Those of others are hidden.
+    let (job, _) = node.sh("echo [${CUDA_VISIBLE_DEVICES-unset}]").await;
+    assert_eq!(node.log(&job.id).out(), "[]\n");
     node.finish().await;
 }
 

@@ -174,11 +174,21 @@ impl Node {
     /// Accepts, prepares and starts; the caller waits for what follows.
     pub(crate) fn launch(&mut self, body: StartBody, demand: Demand) -> Arc<Job> {
         let job = self.job(body, demand);
-        self.store.accept(&job).unwrap();
-        if self.runtime().prepare(&job) == Readiness::Now {
-            self.runtime().start(&job, None);
-        }
+        self.launch_job(&job);
         job
+    }
+
+    fn launch_job(&mut self, job: &Arc<Job>) {
+        self.store.accept(job).unwrap();
+        if self.runtime().prepare(job) == Readiness::Now {
+            self.runtime().start(job, None);
+        }
+    }
+
+    /// Runs a job that the caller made, until nothing is left of it.
+    pub(crate) async fn run_job(&mut self, job: &Arc<Job>) -> Outcome {
+        self.launch_job(job);
+        self.outcome(job.id).await
     }
 
     /// Launches and waits for Started.

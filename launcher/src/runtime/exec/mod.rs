@@ -503,7 +503,8 @@ impl Inner {
     }
 
     fn usage(&self, running: &Running) -> Usage {
-        let mib = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+        // Up: what runs uses some memory, and the end's usage is rounded so too.
+        let mib = |bytes: u64| u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         let (read_bytes, written_bytes) = process_io(running.pid);
         match (&self.settings.hierarchy, &running.group) {
             (Some(hierarchy), Some(group)) => {
@@ -798,7 +799,7 @@ fn process_usage(pid: i32, read_bytes: u64, written_bytes: u64) -> Usage {
                 .parse::<u64>()
                 .ok()
         });
-        u32::try_from(kib.unwrap_or(0) / 1024).unwrap_or(u32::MAX)
+        u32::try_from(kib.unwrap_or(0).div_ceil(1024)).unwrap_or(u32::MAX)
     };
     // Ticks are hundredths of a second on every architecture that we build for.
     Usage {
