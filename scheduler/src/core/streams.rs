@@ -47,8 +47,15 @@ struct Stream {
 
 #[derive(Debug)]
 enum State {
-    Held { open: Bytes, until: Nanos },
-    Open { launcher: SessionId },
+    Held {
+        open: Bytes,
+        /// An input that is empty ends before anybody has granted anything.
+        end: Option<Bytes>,
+        until: Nanos,
+    },
+    Open {
+        launcher: SessionId,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,6 +171,7 @@ impl Broker {
         let until = now.plus_ms(HELD_OPEN_MS);
         let state = State::Held {
             open: Bytes::copy_from_slice(&payload),
+            end: None,
             until,
         };
         let down = Direction::default();
@@ -195,13 +203,18 @@ impl Broker {
             return;
         };
         let opened = State::Open { launcher };
-        let State::Held { open, .. } = std::mem::replace(&mut stream.state, opened) else {
+        let State::Held { open, end, .. } = std::mem::replace(&mut stream.state, opened) else {
             return;
         };
-        let message = Outgoing::new(Operand::StreamOpen, number, [&open, &[]]);
-        if matches!(out.send(launcher, message), Queued::Full | Queued::Gone) {
-            let text = "the node does not read its bulk session";
-            self.break_stream(number, StreamFailure::Unreachable, text, out);
+        stream.down.ended = end.is_some();
+        let parts = [(Operand::StreamOpen, Some(open)), (Operand::StreamEnd, end)];
+        for (operand, payload) in parts {
+            let Some(payload) = payload else { continue };
+            let message = Outgoing::new(operand, number, [&payload, &[]]);
+            if matches!(out.send(launcher, message), Queued::Full | Queued::Gone) {
+                let text = "the node does not read its bulk session";
+                return self.break_stream(number, StreamFailure::Unreachable, text, out);
+            }
         }
     }
 
@@ -231,12 +244,17 @@ impl Broker {
         let Some(stream) = self.streams.all.get_mut(&number) else {
             return;
         };
-        let State::Open { launcher } = stream.state else {
-            // Nothing can be said to a stream that waits, but that it is not wanted any more.
-            if operand == Operand::StreamCancel {
-                self.remove_stream(number);
+        let launcher = match &mut stream.state {
+            State::Open { launcher } => *launcher,
+            // Nothing else can be said to a stream that waits: no byte is granted yet.
+            State::Held { end, .. } => {
+                match operand {
+                    Operand::StreamEnd => *end = Some(payload.clone()),
+                    Operand::StreamCancel => drop(self.remove_stream(number)),
+                    _ => {}
+                }
+                return;
             }
-            return;
         };
         let (forwards, backwards) = match way {
             Way::Up => (&mut stream.up, &mut stream.down),

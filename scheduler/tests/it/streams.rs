@@ -133,6 +133,24 @@ fn an_open_waits_for_the_launchers_bulk_session() {
     );
 }
 
+/// An empty file, or an empty standard input: its sender has nothing to wait for.
+#[test]
+fn the_end_of_an_empty_input_waits_with_its_open() {
+    let (mut world, _) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let up = world.bulk(Role::Controller, "c", Some(OWNER));
+    let to = to_node("n1", open(OWNER));
+    world.send(up, Frame::request(Operand::StreamOpen, 1, to));
+    world.send(up, Frame::answer(Operand::StreamEnd, 1, complete()));
+    world.expect(node.session, Operand::OpenBulk);
+    let down = world.bulk(Role::Launcher, "n1", None);
+    let number = world.expect(down, Operand::StreamOpen).correlation;
+    let end = world.expect(down, Operand::StreamEnd);
+    assert_eq!(end, Frame::answer(Operand::StreamEnd, number, complete()));
+    world.send(down, Frame::answer(Operand::StreamEnd, number, complete()));
+    assert_eq!(world.expect(up, Operand::StreamEnd).correlation, 1);
+}
+
 #[test]
 fn what_cannot_be_opened_is_answered() {
     let (mut world, up, down, _) = streaming();
