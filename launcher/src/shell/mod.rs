@@ -24,7 +24,7 @@ use crate::runtime::qemu::shim_dir;
 use crate::runtime::{Events, Kind, Runtimes};
 use crate::store::{AttemptStore, NodeStore};
 use crate::streams::{Registry, Streams};
-use crate::supervisor::{Durable, Effect, Event, Settings, Supervisor};
+use crate::supervisor::{Durable, Effect, Event, Found, Settings, Supervisor};
 use anyhow::Context;
 use connection::{Connection, Happened};
 use machinery::Machinery;
@@ -202,7 +202,10 @@ impl Shell {
                 _ = self.inbox.recv_many(&mut arrived, EVENTS_A_TURN) => {
                     let now = Moment::now();
                     for event in arrived.drain(..) {
-                        if let Event::Started { id, .. } = &event {
+                        // What was adopted runs as well: commands and input may reach it.
+                        if let Event::Started { id, .. }
+                        | Event::Adopted { id, found: Found::Running { .. } } = &event
+                        {
                             self.registry.started(*id);
                         }
                         self.core.step(now, event, &mut self.effects);

@@ -120,14 +120,16 @@ async fn a_crashed_launcher_comes_back_and_adopts() {
     let page: Inventory = codec::decode(&page.payload.to_bytes()).unwrap();
     assert_eq!(page.entries.len(), 1);
     assert_eq!(page.entries[0].phase, Phase::Running);
-    let key = pronto_launcher::data_dir::key(&attempt(1));
-    let work = cluster
-        .directory
-        .path()
-        .join("instances")
-        .join(key)
-        .join("work");
-    std::fs::write(work.join("go"), "").unwrap();
+    // A command reaches what was adopted as it reaches what was started.
+    let mut bulk = cluster.bulk(&peer).await;
+    let command = vec!["touch".into(), "go".into()];
+    bulk.open(1, attempt(1), StreamRequest::Exec { command });
+    bulk.end(1, Vec::new());
+    let (_, end) = bulk.drain(1).await;
+    assert!(
+        matches!(end, StreamEnd::Complete { code: Some(0), .. }),
+        "{end:?}"
+    );
     let report = peer.report(attempt(1), Phase::Ended).await;
     assert_eq!(report.end.unwrap().cause, exited(5));
     launcher.leave(cluster.directory.path()).await;
