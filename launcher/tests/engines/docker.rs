@@ -1,5 +1,6 @@
 //! Containers on an engine that stays up.
 
+use crate::full_disk::SmallDisk;
 use crate::node::{Launcher, Node, clean_up, demand, exited, fixture, fixture_in, process, until};
 use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings, end_containers};
 use pronto_launcher::runtime::{ExecSession, Runtime};
@@ -31,20 +32,37 @@ impl Engine {
         Self::make(Some(namespace.to_owned()), options)
     }
 
+    /// Starts it with all that it keeps on a small file system in memory.
+    pub(crate) fn on_a_small_disk(options: &str) -> (Self, SmallDisk) {
+        let engine = Self::unstarted(None, &[]);
+        let data = std::path::Path::new(&engine.path()).join("data");
+        std::fs::create_dir_all(&data).expect("a directory");
+        let disk = SmallDisk::over(&data, options);
+        engine.up_with_image();
+        (engine, disk)
+    }
+
     fn make(namespace: Option<String>, options: &[&str]) -> Self {
+        let engine = Self::unstarted(namespace, options);
+        engine.up_with_image();
+        engine
+    }
+
+    fn unstarted(namespace: Option<String>, options: &[&str]) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("pronto-e")
             .tempdir()
             .expect("a directory");
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let engine = Self {
+        Self {
             directory,
-            options,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
             namespace,
-        };
-        engine.up();
-        fixture("engine.sh", &["image", &engine.path(), "busybox:latest"]);
-        engine
+        }
+    }
+
+    fn up_with_image(&self) {
+        self.up();
+        fixture("engine.sh", &["image", &self.path(), "busybox:latest"]);
     }
 
     /// Starts it, again if it was ended.

@@ -48,15 +48,26 @@ pub(crate) fn pronto() -> &'static Path {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     root: PathBuf,
+    /// Variables that its daemons find.
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
     /// A running cluster with so many launchers.
     pub(crate) fn start(name: &str, launchers: u32) -> Self {
+        Self::start_with(name, launchers, &[])
+    }
+
+    /// The same with variables in its daemons' environment.
+    pub(crate) fn start_with(name: &str, launchers: u32, environment: &[(&str, &str)]) -> Self {
         let root = std::env::temp_dir().join(format!("pronto-e2e-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(&root).expect("a scratch directory");
-        let cluster = Self { root };
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let cluster = Self { root, environment };
         cluster.up(launchers);
         cluster
     }
@@ -74,6 +85,7 @@ impl Cluster {
                 "--data-dir",
             ])
             .arg(self.data_dir())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

@@ -7,6 +7,7 @@
 mod chaos;
 mod cluster;
 mod daily;
+mod engines;
 mod evidence;
 mod failover;
 mod faults;
