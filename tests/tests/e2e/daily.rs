@@ -20,6 +20,10 @@ fn the_daily_commands_work() {
     a_workload_finds_its_environment(&cluster);
     stop_ends_the_whole_process_group(&cluster);
     logs_are_kept_after_the_end(&cluster);
+    logs_can_be_cut_by_stream_and_size_and_time(&cluster);
+    commands_and_files_reach_a_running_instance(&cluster);
+    inputs_go_along_and_outputs_come_back(&cluster);
+    each_of_the_examples_files_is_counted(&cluster);
     the_timeline_explains_a_start(&cluster);
     explain_counts_reasons(&cluster);
     a_quota_refusal_names_its_numbers(&cluster);
@@ -124,6 +128,144 @@ fn logs_are_kept_after_the_end(cluster: &Cluster) {
     assert_eq!(text(&output.stdout), "one\n", "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "two\n");
     assert_eq!(cluster.must(&["logs", id]), "one\n");
+}
+
+fn logs_can_be_cut_by_stream_and_size_and_time(cluster: &Cluster) {
+    let script = "echo out; echo err >&2; until [ -e go ]; do sleep 0.05; done; echo late";
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", script]);
+    let id = id.trim();
+    wait_until("both lines", || {
+        let output = cluster.run(&["logs", id]);
+        text(&output.stdout) == "out\n" && text(&output.stderr) == "err\n"
+    });
+    let output = cluster.run(&["logs", "--stderr", id]);
+    assert_eq!(
+        (text(&output.stdout), text(&output.stderr)),
+        (String::new(), "err\n".into())
+    );
+    assert_eq!(
+        cluster.must(&["logs", "--stdout", "--tail", "3", id]),
+        "ut\n"
+    );
+    let go = cluster.scratch("go");
+    std::fs::write(&go, "").expect("a file");
+    // What came before is older than what came behind the file by as long as this took.
+    let before = std::time::Instant::now();
+    wait_until("a second has passed", || {
+        before.elapsed().as_millis() > 1500
+    });
+    cluster.must(&["cp", &go.display().to_string(), &format!("{id}:go")]);
+    let whole = cluster.must(&["logs", "-f", id]);
+    assert_eq!(whole, "out\nlate\n");
+    // Asked again if the asking itself took longer than lies between the two.
+    wait_until("the recent line alone", || {
+        let since = format!("{}ms", before.elapsed().as_millis());
+        let recent = cluster.must(&["logs", "--since", &since, "--stdout", id]);
+        assert!(!recent.contains("out"), "in the last {since}: {recent}");
+        recent == "late\n"
+    });
+}
+
+fn commands_and_files_reach_a_running_instance(cluster: &Cluster) {
+    let id = cluster.must(&["run", "--detach", "--", "sleep", "1000"]);
+    let id = id.trim();
+    wait_until("it runs", || {
+        cluster.json(&["show", "instance", id])["instance"]["state"] == "running"
+    });
+    let given = cluster.scratch("given");
+    let content: Vec<u8> = (0..=250_u8).cycle().take(2_000_000).collect();
+    std::fs::write(&given, &content).expect("a file");
+    let given = given.display().to_string();
+    cluster.must(&["cp", &given, &format!("{id}:in/given")]);
+    let script = "wc -c < in/given; echo oops >&2; echo inside > made; exit 9";
+    let output = cluster.run(&["exec", id, "--", "sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(9), "{output:?}");
+    assert_eq!(
+        (text(&output.stdout).trim(), &*text(&output.stderr)),
+        ("2000000", "oops\n")
+    );
+    let back = cluster.scratch("back");
+    cluster.must(&["cp", &format!("{id}:in/given"), &back.display().to_string()]);
+    assert!(std::fs::read(&back).expect("it came") == content);
+    cluster.must(&["cp", &format!("{id}:made"), &back.display().to_string()]);
+    assert_eq!(std::fs::read(&back).expect("it came"), b"inside\n");
+    for outside in ["/etc/passwd", "../exit.json"] {
+        let refused = cluster.run(&["cp", &format!("{id}:{outside}"), "-"]);
+        assert!(!refused.status.success(), "{outside}: {refused:?}");
+        assert_eq!(text(&refused.stdout), "");
+    }
+    cluster.must(&["stop", "instance", id]);
+}
+
+fn inputs_go_along_and_outputs_come_back(cluster: &Cluster) {
+    let (input, results) = (cluster.scratch("words.txt"), cluster.scratch("results"));
+    std::fs::write(&input, "pear\napple\n").expect("a file");
+    let output = cluster.must(&[
+        "run",
+        "--input",
+        &input.display().to_string(),
+        "--output",
+        "*.sorted",
+        "--output-dir",
+        &results.display().to_string(),
+        "--",
+        "sh",
+        "-c",
+        "sort words.txt > a.sorted; wc -l < a.sorted",
+    ]);
+    assert_eq!(output.trim(), "2");
+    let sorted = std::fs::read_to_string(results.join("a.sorted")).expect("it came back");
+    assert_eq!(sorted, "apple\npear\n");
+}
+
+/// The line that examples/job.sh gives.
+fn each_of_the_examples_files_is_counted(cluster: &Cluster) {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let results = cluster.scratch("counted");
+    let mut inputs: Vec<_> = std::fs::read_dir(examples.join("inputs"))
+        .expect("example files")
+        .map(|entry| {
+            format!(
+                "inputs/{}",
+                text(entry.expect("a name").file_name().as_encoded_bytes())
+            )
+        })
+        .collect();
+    inputs.sort();
+    assert!(inputs.len() >= 3, "{inputs:?}");
+    let mut words = vec!["run", "--each"];
+    words.extend(inputs.iter().map(String::as_str));
+    let place = results.display().to_string();
+    words.extend([
+        "--output",
+        "{stem}.out",
+        "--output-dir",
+        &place,
+        "--",
+        "./job.sh",
+        "{}",
+    ]);
+    let output = cluster
+        .command(&words)
+        .current_dir(&examples)
+        .output()
+        .expect("pronto starts");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stdout).lines().count(), inputs.len());
+    for input in inputs {
+        let content = std::fs::read_to_string(examples.join(&input)).expect("an example");
+        let stem = input.trim_start_matches("inputs/").trim_end_matches(".txt");
+        let counted =
+            std::fs::read_to_string(results.join(format!("{stem}.out"))).expect("a result");
+        let counted: Vec<usize> = counted
+            .split_whitespace()
+            .map(|number| number.parse().expect("a number"))
+            .collect();
+        assert_eq!(
+            counted,
+            [content.lines().count(), content.split_whitespace().count()]
+        );
+    }
 }
 
 fn the_timeline_explains_a_start(cluster: &Cluster) {
