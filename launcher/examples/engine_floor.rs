@@ -1,4 +1,4 @@
-//! What the docker and qemu runtimes add to the bare engine and the bare emulator.
+//! What the runtimes add to a bare process, the bare engine and the bare emulator.
 //!
 //! ```sh
 //! export PRONTO_FIXTURES=$PWD/target/fixtures
@@ -21,21 +21,22 @@ use pronto_launcher::cgroup::Hierarchy;
 use pronto_launcher::data_dir::DataDir;
 use pronto_launcher::moment::Moment;
 use pronto_launcher::runtime::docker::{DockerRuntime, DockerSettings};
-use pronto_launcher::runtime::exec::{ExecSettings, NodeVariables};
+use pronto_launcher::runtime::exec::{ExecRuntime, ExecSettings, NodeVariables, end_shim};
 use pronto_launcher::runtime::qemu::probe::Emulator;
 use pronto_launcher::runtime::qemu::{QemuRuntime, QemuSettings};
-use pronto_launcher::runtime::{Events, Offers, Runtime};
+use pronto_launcher::runtime::{Events, Offers, Readiness, Runtime};
 use pronto_launcher::supervisor::record::JOB_FORMAT;
 use pronto_launcher::supervisor::{Event, Job};
 use pronto_payloads::demand::Demand;
 use pronto_payloads::ids::{Attempt, BootId, ControllerEpoch, InstanceId, NodeUuid, OwnerId};
 use pronto_payloads::place::AttemptId;
-use pronto_payloads::start::{DockerTask, OnDisconnect, QemuTask, StartBody, Task};
+use pronto_payloads::start::{DockerTask, ExecTask, OnDisconnect, QemuTask, StartBody, Task};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+const PROCESSES: usize = 200;
 const CONTAINERS: usize = 15;
 const GUESTS: usize = 5;
 
@@ -48,8 +49,51 @@ async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let data_dir = DataDir::new(directory.path().to_owned());
     std::fs::create_dir_all(data_dir.instances())?;
+    processes(shim, &data_dir).await?;
     containers(socket, &data_dir).await?;
     guests(shim, &data_dir).await
+}
+
+fn settings(shim: &str, data_dir: &DataDir, group: &str) -> ExecSettings {
+    ExecSettings {
+        data_dir: data_dir.clone(),
+        shim_command: vec![shim.to_owned()],
+        hierarchy: Hierarchy::detect(group).ok(),
+        user: None,
+        own_users: false,
+        node: NodeVariables::default(),
+        log_cap_bytes: 1 << 20,
+    }
+}
+
+async fn processes(shim: &str, data_dir: &DataDir) -> anyhow::Result<()> {
+    let (events, mut inbox) = Events::channel();
+    let settings = settings(shim, data_dir, "pronto-process-floor");
+    let runtime = ExecRuntime::open(settings, events).await?;
+    runtime.adopt(Vec::new());
+    let mut bare = Times::default();
+    let mut ours = Times::default();
+    for number in 0..PROCESSES {
+        let began = Instant::now();
+        let mut child = std::process::Command::new("/bin/true")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let started = began.elapsed();
+        child.wait()?;
+        bare.add([Duration::ZERO, started, began.elapsed()]);
+        let task = ExecTask {
+            command: vec!["/bin/true".into()],
+            ..ExecTask::default()
+        };
+        let number = 1000 + number;
+        ours.add(attempt(&runtime, &mut inbox, data_dir, Task::Exec(task), number).await?);
+    }
+    println!("process, bare:          {}", bare.words());
+    println!("process, runtime:       {}", ours.words());
+    drop(runtime);
+    end_shim(data_dir, 0).await
 }
 
 async fn containers(socket: &str, data_dir: &DataDir) -> anyhow::Result<()> {
@@ -113,15 +157,7 @@ async fn bare_container(client: &Docker, number: usize) -> anyhow::Result<[Durat
 async fn guests(shim: &str, data_dir: &DataDir) -> anyhow::Result<()> {
     let path = |name: &str| std::env::var(format!("GUEST_{name}"));
     let (kernel, initrd, qemu) = (path("kernel")?, path("initrd")?, path("qemu")?);
-    let process = ExecSettings {
-        data_dir: data_dir.clone(),
-        shim_command: vec![shim.to_owned()],
-        hierarchy: Hierarchy::detect("pronto-engine-floor").ok(),
-        user: None,
-        own_users: false,
-        node: NodeVariables::default(),
-        log_cap_bytes: 1 << 20,
-    };
+    let process = settings(shim, data_dir, "pronto-engine-floor");
     let emulator = Some(Emulator {
         program: qemu.clone().into(),
         kvm: false,
@@ -242,8 +278,11 @@ async fn attempt(
     let job = Arc::new(job(task, number));
     std::fs::create_dir(data_dir.attempt(&job.id))?;
     let began = Instant::now();
-    runtime.prepare(&job);
     let mut times = [Duration::ZERO; 3];
+    if runtime.prepare(&job) == Readiness::Now {
+        times[0] = began.elapsed();
+        runtime.start(&job, None);
+    }
     while let Some(event) = inbox.recv().await {
         match event {
             Event::Prepared(_) => {
