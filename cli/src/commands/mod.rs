@@ -16,6 +16,7 @@ mod streams;
 use crate::args::{Cli, ClientArgs, Command};
 use crate::client::Client;
 use crate::exit::{Exit, Failure, OK, Outcome};
+use crate::output::stdout_failed;
 use crate::settings::Settings;
 use crate::{bench, cert, daemon, demo, dev, run};
 use anyhow::Context;
@@ -38,7 +39,9 @@ pub(crate) fn main() -> Outcome {
             } else {
                 OK
             };
-            error.print()?;
+            if let Err(error) = error.print() {
+                stdout_failed(&error);
+            }
             return Ok(code);
         }
     };
