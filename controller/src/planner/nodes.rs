@@ -35,10 +35,10 @@ pub(crate) enum Pull {
     #[default]
     Idle,
     Wanted,
-    /// Asked for; pages so far, and the numbers of the instances in them.
+    /// Asked for; pages so far, and the attempts in them: number of the instance, and of the attempt.
     Asked {
         pages: u32,
-        seen: BTreeSet<u64>,
+        seen: BTreeSet<(u64, u32)>,
     },
 }
 

@@ -360,10 +360,13 @@ impl State {
             return;
         };
         let newest = self.meta.next_seq;
-        let numbers: Vec<u64> = page
+        let numbers: Vec<(u64, u32)> = page
             .entries
             .iter()
-            .map(|entry| self.ids.seq(entry.id.instance, newest))
+            .map(|entry| {
+                let seq = self.ids.seq(entry.id.instance, newest);
+                (seq, entry.id.attempt.0)
+            })
             .collect();
         let Some(node) = self.nodes.node_mut(index) else {
             return;
@@ -404,7 +407,8 @@ impl State {
                 let instance = self.instance(slot);
                 let older = (instance.session_epoch, instance.start_seq) <= (epoch, applied);
                 let there = matches!(instance.phase, Phase::Starting | Phase::Running);
-                if there && older && !seen.contains(&instance.seq) {
+                // An older attempt that the node still keeps says nothing of this one.
+                if there && older && !seen.contains(&(instance.seq, instance.attempt)) {
                     missing.push(slot);
                 }
             }

@@ -215,11 +215,12 @@ impl Supervisor {
             return;
         }
         record.end = Some(match record.stopping {
-            Some(cause) => End {
+            // What ended by itself while a STOP was on its way has ended by itself.
+            Some(cause) if at >= record.stopping_since => End {
                 cause: cause.end_cause(),
                 message: stop_message(&end),
             },
-            None => end,
+            _ => end,
         });
         record.ended_at = Some(at);
         record.usage = usage;
@@ -353,6 +354,9 @@ impl Supervisor {
         };
         if record.is_ended() {
             return;
+        }
+        if record.stopping.is_none() {
+            record.stopping_since = now;
         }
         let cause = *record.stopping.get_or_insert(cause);
         if record.stage == Stage::Waiting {

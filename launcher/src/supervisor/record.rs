@@ -110,6 +110,8 @@ pub(super) struct Record {
     pub(super) started_at: Option<Moment>,
     pub(super) ended_at: Option<Moment>,
     pub(super) stopping: Option<StopCause>,
+    /// When that was decided: an end before it has nothing to do with it.
+    pub(super) stopping_since: Moment,
     /// Its demand is on the ledger.
     pub(super) debited: bool,
     /// It is on disk; rejected ones are not, since their absence says the same.
@@ -140,6 +142,7 @@ impl Record {
             started_at: None,
             ended_at: None,
             stopping: None,
+            stopping_since: Moment(0),
             debited: false,
             durable: false,
             delete: false,

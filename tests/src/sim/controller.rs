@@ -9,7 +9,7 @@ use super::plant::Plant;
 use super::rng::Rng;
 use pronto_controller::numbers::IdScheme;
 use pronto_controller::planner::{Effect, Event, Now, Settings, State};
-use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _};
+use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
 use std::collections::VecDeque;
@@ -35,6 +35,8 @@ pub struct Controller {
     /// The disk takes no more before this.
     pub stalled_until: Time,
     pub ticks_at: Time,
+    /// What its wall clock shows at the simulation's beginning.
+    pub unix_ms_at_zero: u64,
 }
 
 /// What the controller wants of the world.
@@ -62,23 +64,36 @@ impl Controller {
             welcomed: false,
             stalled_until: 0,
             ticks_at: Time::MAX,
+            unix_ms_at_zero: UNIX_MS,
         }
     }
 
     /// The time as the planner counts it.
-    #[must_use]
-    pub fn now(now: Time) -> Now {
+    fn now(&self, now: Time) -> Now {
         Now {
             mono_ns: i64::try_from(now).expect("a simulation is short"),
-            unix_ms: UNIX_MS + now / MS,
+            unix_ms: self.unix_ms_at_zero + now / MS,
         }
+    }
+
+    /// The number of an instance's newest attempt on disk; none if it is not there or has ended.
+    #[must_use]
+    pub fn durable_attempt(&self, id: InstanceId) -> Option<u32> {
+        let (first, (row, _)) = self.store.submissions.last_key_value()?;
+        let newest = first + u64::from(row.count) - 1;
+        let seq = IdScheme::new(self.store.meta.id_key).seq(id, newest);
+        let (first, (row, _)) = self.store.submissions.range(..=seq).next_back()?;
+        if seq >= first + u64::from(row.count) || self.store.ends.contains_key(&seq) {
+            return None;
+        }
+        Some(self.store.amends.get(&seq).map_or(1, |row| row.attempt))
     }
 
     /// Starts the process on what is durable.
     pub fn start(&mut self, now: Time) {
         self.life += 1;
         let snapshot = self.store.open();
-        self.planner = Some(State::new(self.settings.clone(), snapshot, Self::now(now)));
+        self.planner = Some(State::new(self.settings.clone(), snapshot, self.now(now)));
     }
 
     /// The end of an instance as it is on disk; none if it has not ended, or is unknown.
@@ -137,11 +152,13 @@ impl Controller {
         plant: Option<Plant>,
         wishes: &mut Wishes,
     ) {
+        let now_there = self.now(now);
         let Some(planner) = self.planner.as_mut() else {
             return;
         };
         let mut effects = Vec::new();
-        planner.step_batch(Self::now(now), events, &mut effects);
+        planner.step_batch(now_there, events, &mut effects);
+        planner.check();
         self.carry_out(now, effects, rng, plant, wishes);
     }
 
@@ -218,6 +235,15 @@ impl Controller {
             .is_some_and(|batch| batch.number <= last)
         {
             batches.extend(self.unsynced.pop_front());
+        }
+        if plant == Some(Plant::ReleasesQuotaTwice)
+            && batches.iter().any(|batch| {
+                let mut writes = batch.writes.iter();
+                writes.any(|write| matches!(write, Write::End(_)))
+            })
+            && let Some(planner) = self.planner.as_mut()
+        {
+            planner.plant_early_release();
         }
         self.store.commit(&batches).expect("memory does not fail");
         self.committing = None;

@@ -15,9 +15,13 @@ pub enum Fault {
         back_after: Time,
     },
     /// SIGSTOP for a while.
-    Freeze { node: u32, time: Time },
-    /// A machine loses power and boots again.
-    PowerCycle { node: u32, back_after: Time },
+    Freeze { host: Host, time: Time },
+    /// A machine loses power and boots again; an administrator may say meanwhile that it is gone.
+    PowerCycle {
+        node: u32,
+        back_after: Time,
+        fenced: bool,
+    },
     /// One connection breaks, between any two bytes.
     Cut,
     /// One direction between two hosts stands still for a while.
@@ -26,6 +30,16 @@ pub enum Fault {
     DiskStall { time: Time },
     /// The network is slow from now on.
     Delay { longest: Time },
+    /// A host reads late for a while.
+    Slow { host: Host, by: Time, time: Time },
+    /// A node promises more than it has for a while.
+    Lie { node: u32, time: Time },
+    /// A node says everything twice now and then, for a while.
+    Stutter { node: u32, time: Time },
+    /// The controller's wall clock is set.
+    WallClock { to: u64 },
+    /// A host's certificate is not valid any more, until a new one is there.
+    Expire { host: Host, time: Time },
 }
 
 /// Draws the next fault for a cluster of so many nodes.
@@ -33,7 +47,12 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
     let node = u32::try_from(rng.below(u64::from(nodes))).expect("below a u32");
     let short = rng.between(1, 500) * MS;
     let long = rng.between(100, 8_000) * MS;
-    match rng.below(100) {
+    let any = match rng.below(4) {
+        0 => Host::Scheduler,
+        1 => Host::Controller,
+        _ => Host::Node(node),
+    };
+    match rng.below(120) {
         0..12 => Fault::Kill {
             host: Host::Scheduler,
             back_after: short,
@@ -51,12 +70,16 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
             after_effects: usize::try_from(rng.below(4)).expect("small"),
             back_after: short,
         },
-        44..52 => Fault::Freeze { node, time: long },
-        52..56 => Fault::PowerCycle {
+        44..54 => Fault::Freeze {
+            host: any,
+            time: long,
+        },
+        54..58 => Fault::PowerCycle {
             node,
             back_after: long,
+            fenced: rng.per_mille(300),
         },
-        56..72 => Fault::Cut,
+        58..72 => Fault::Cut,
         72..88 => {
             let other = if rng.per_mille(800) {
                 Host::Node(node)
@@ -75,8 +98,22 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
             }
         }
         88..94 => Fault::DiskStall { time: short },
-        _ => Fault::Delay {
+        94..98 => Fault::Delay {
             longest: rng.between(1, 200) * MS,
+        },
+        98..104 => Fault::Slow {
+            host: any,
+            by: short,
+            time: long,
+        },
+        104..108 => Fault::Lie { node, time: long },
+        108..112 => Fault::Stutter { node, time: long },
+        112..115 => Fault::WallClock {
+            to: rng.between(1_700_000_000_000, 1_900_000_000_000),
+        },
+        _ => Fault::Expire {
+            host: any,
+            time: long,
         },
     }
 }

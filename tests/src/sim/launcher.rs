@@ -9,6 +9,7 @@ use super::net::{ConnId, MS, Time};
 use super::oracle::{Ending, Oracle, Running};
 use super::plant::Plant;
 use super::rng::Rng;
+use super::sabotage;
 use pronto_launcher::moment::Moment;
 use pronto_launcher::supervisor::memory::MemoryStore;
 use pronto_launcher::supervisor::{
@@ -21,7 +22,7 @@ use pronto_payloads::node::{Label, NodeFacts, NodeLoad};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
 use pronto_protocol::Frame;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Something that a node will do later.
@@ -81,6 +82,14 @@ pub struct Node {
     epoch: u64,
     processes: BTreeMap<AttemptId, Process>,
     pub wakes_at: Time,
+    /// Its statuses promise too much until then.
+    pub lies_until: Time,
+    /// It says things twice until then.
+    pub stutters_until: Time,
+    /// For how many beats nobody could reach it.
+    pub away_beats: u32,
+    /// Ends that were said once, for a planted bug.
+    ends_said: BTreeSet<AttemptId>,
 }
 
 /// What the node wants of the world.
@@ -115,6 +124,10 @@ impl Node {
             epoch: 0,
             processes: BTreeMap::new(),
             wakes_at: Time::MAX,
+            lies_until: 0,
+            stutters_until: 0,
+            away_beats: 0,
+            ends_said: BTreeSet::new(),
         }
     }
 
@@ -181,6 +194,9 @@ impl Node {
                 continue;
             }
             let found = match self.processes.get(&job.id) {
+                Some(process) if process.ended.is_some() && plant == Some(Plant::RunsTwice) => {
+                    Found::NeverStarted
+                }
                 None => Found::NeverStarted,
                 Some(Process {
                     ended: Some((ended_at, end)),
@@ -229,10 +245,18 @@ impl Node {
     pub fn power_cycle(&mut self, now: Time, oracle: &mut Oracle) {
         self.kill(oracle);
         self.processes.clear();
-        oracle.node_died(self.index);
+        oracle.node_died(self.index, now);
         self.boots += 1;
         self.booted_at = now;
         self.store = self.synced.clone();
+    }
+
+    /// Whether all that was promised is free again.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.supervisor
+            .as_ref()
+            .is_some_and(|supervisor| supervisor.free() == self.capacity)
     }
 
     /// What was written so far is on the platter.
@@ -299,7 +323,27 @@ impl Node {
         wishes: &mut Wishes,
     ) {
         match effect {
-            Effect::Send(frame) => wishes.send.push(frame),
+            Effect::Send(mut frame) => {
+                if plant == Some(Plant::PostdatesInventories) {
+                    sabotage::postdate(&mut frame);
+                }
+                if let Some((id, end)) = sabotage::end_in(&frame) {
+                    oracle.refuses(self.index, id, &end, now);
+                    if plant == Some(Plant::LosesEnds) {
+                        self.store.apply(&Durable::Deleted(id));
+                        if !self.ends_said.insert(id) {
+                            return;
+                        }
+                    }
+                }
+                if now < self.lies_until {
+                    sabotage::boast(&mut frame);
+                }
+                if now < self.stutters_until && rng.per_mille(300) {
+                    wishes.send.push(frame.clone());
+                }
+                wishes.send.push(frame);
+            }
             Effect::CloseSession(reason) => wishes.close = Some(reason),
             Effect::OpenBulk => {}
             Effect::Keep(durable) => self.keep(&durable, plant),
@@ -357,7 +401,6 @@ impl Node {
         let forgotten = matches!(
             (durable, plant),
             (Durable::Accepted(_), Some(Plant::ForgetsAccepted))
-                | (Durable::Tombstone(_), Some(Plant::ForgetsTombstones))
         );
         if forgotten {
             return;
@@ -391,6 +434,7 @@ impl Node {
                 demand: job.demand.clone(),
                 on_disconnect: job.body.on_disconnect,
                 tenant: job.body.tenant.clone(),
+                durable: job.runtime() == Runtime::Exec,
             },
         );
         let started_at = self.moment(now);

@@ -17,7 +17,10 @@ pub mod net;
 pub mod oracle;
 pub mod plant;
 pub mod rng;
+pub mod sabotage;
 pub mod scheduler;
+#[cfg(test)]
+mod tests;
 pub mod users;
 pub mod world;
 

@@ -17,10 +17,31 @@ pub type Time = u64;
 /// A millisecond of simulated time.
 pub const MS: Time = 1_000_000;
 
-/// What the kernel holds of one direction: send and receive buffer of a loopback socket.
-const IN_FLIGHT_BYTES: usize = 64 * 1024;
-/// A session queue this full makes its owner hold back.
-const BRIMMING_BYTES: usize = 512 * 1024;
+/// How much fits where.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// What the kernel holds of one direction: send and receive buffer.
+    pub in_flight_bytes: usize,
+    /// A session queue this full makes its owner hold back.
+    pub brimming_bytes: usize,
+    /// A session queue this full takes nothing more.
+    pub queue_bytes: usize,
+}
+
+impl Room {
+    /// What a loopback socket and the daemons' own limits give.
+    pub const AMPLE: Self = Self {
+        in_flight_bytes: 64 * 1024,
+        brimming_bytes: 512 * 1024,
+        queue_bytes: 4 * 1024 * 1024,
+    };
+    /// So little that a slow peer's queue fills up at once.
+    pub const TIGHT: Self = Self {
+        in_flight_bytes: 600,
+        brimming_bytes: 1500,
+        queue_bytes: 6000,
+    };
+}
 
 /// A machine of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,18 +127,23 @@ pub struct Net {
     blocked: BTreeMap<(Host, Host), u32>,
     /// Longest ordinary delay.
     pub max_delay: Time,
+    /// Hosts that read late, by so much, until then.
+    slow: BTreeMap<Host, (Time, Time)>,
+    room: Room,
 }
 
 impl Net {
     /// No connections. `base` is any instant; only differences from it are used.
     #[must_use]
-    pub const fn new(base: Instant) -> Self {
+    pub const fn new(base: Instant, room: Room) -> Self {
         Self {
             base,
             conns: BTreeMap::new(),
             next: 1,
             blocked: BTreeMap::new(),
             max_delay: 2 * MS,
+            slow: BTreeMap::new(),
+            room,
         }
     }
 
@@ -140,9 +166,17 @@ impl Net {
         let id = ConnId(self.next);
         self.next += 1;
         let at = self.instant(now);
+        let config = |host: Host| SessionConfig {
+            // A controller that can't keep up is cut; here only nodes are to be so narrow.
+            queue_limit_bytes: match host {
+                Host::Node(_) => self.room.queue_bytes,
+                Host::Scheduler | Host::Controller => Room::AMPLE.queue_bytes,
+            },
+            ..config
+        };
         let client =
-            Session::client(from.1, to.1, hello, config, at).expect("HELLO fits its frame");
-        let server = Session::server(to.1, from.1, config, at);
+            Session::client(from.1, to.1, hello, config(to.0), at).expect("HELLO fits its frame");
+        let server = Session::server(to.1, from.1, config(from.0), at);
         let ends = [
             End {
                 host: from.0,
@@ -185,7 +219,7 @@ impl Net {
     pub fn is_brimming(&self, id: ConnId, side: Side) -> bool {
         self.conns.get(&id).is_some_and(|conn| {
             let session = conn.ends[side.index()].session.as_ref();
-            session.is_some_and(|session| session.queued_bytes() > BRIMMING_BYTES)
+            session.is_some_and(|session| session.queued_bytes() > self.room.brimming_bytes)
         })
     }
 
@@ -198,16 +232,22 @@ impl Net {
     /// end has something to look at.
     pub fn transmit(&mut self, now: Time, id: ConnId, rng: &mut Rng) -> Vec<(Time, Side)> {
         let max_delay = self.max_delay;
+        let in_flight_bytes = self.room.in_flight_bytes;
         let Some(conn) = self.conns.get_mut(&id) else {
             return Vec::new();
         };
         let mut due = Vec::new();
         for side in [Side::Client, Side::Server] {
+            let reader = conn.ends[side.other().index()].host;
             let Some(session) = conn.ends[side.index()].session.as_mut() else {
                 continue;
             };
             let pipe = &mut conn.pipes[side.index()];
-            while session.queued_bytes() > 0 && pipe.bytes < IN_FLIGHT_BYTES {
+            let late = self
+                .slow
+                .get(&reader)
+                .map_or(0, |(by, until)| if now < *until { *by } else { 0 });
+            while session.queued_bytes() > 0 && pipe.bytes < in_flight_bytes {
                 let waiting = session.outgoing();
                 // Mostly whole flushes; now and then a split anywhere, down to one byte.
                 let limit = match rng.below(16) {
@@ -217,7 +257,7 @@ impl Net {
                 let limit = usize::try_from(limit).expect("small");
                 let piece = waiting[..waiting.len().min(limit)].to_vec();
                 session.outgoing_written(piece.len());
-                let at = (now + rng.between(10_000, max_delay)).max(pipe.last_at);
+                let at = (now + late + rng.between(10_000, max_delay)).max(pipe.last_at);
                 pipe.last_at = at;
                 pipe.bytes += piece.len();
                 pipe.pieces.push_back((at, piece));
@@ -345,6 +385,11 @@ impl Net {
     #[must_use]
     pub fn all(&self) -> Vec<ConnId> {
         self.conns.keys().copied().collect()
+    }
+
+    /// Makes a host read late until some time.
+    pub fn slow_down(&mut self, host: Host, by: Time, until: Time) {
+        self.slow.insert(host, (by, until));
     }
 
     /// Blocks one direction between two hosts.

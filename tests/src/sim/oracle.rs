@@ -6,7 +6,8 @@
 
 use super::net::Time;
 use pronto_payloads::demand::{Capacity, Demand};
-use pronto_payloads::ids::InstanceId;
+use pronto_payloads::ids::{Attempt, InstanceId};
+use pronto_payloads::instance::{End, EndCause};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::OnDisconnect;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,8 @@ pub struct Running {
     pub demand: Demand,
     pub on_disconnect: OnDisconnect,
     pub tenant: String,
+    /// Its end outlives its launcher process.
+    pub durable: bool,
 }
 
 /// What a user was promised of an instance.
@@ -27,6 +30,8 @@ pub struct Acknowledged {
     pub tenant: String,
     pub stop: bool,
     pub deleted: bool,
+    /// It may expire.
+    pub expires: bool,
 }
 
 /// How an attempt ended on its node.
@@ -48,6 +53,20 @@ pub struct Oracle {
     pub running: BTreeMap<AttemptId, Running>,
     pub endings: BTreeMap<AttemptId, Ending>,
     pub acknowledged: BTreeMap<InstanceId, Acknowledged>,
+    /// Instances of which a user has asked for the end, whether or not that was acknowledged.
+    pub asked_to_stop: BTreeSet<InstanceId>,
+    /// An administrator has drained something: then what can't move is stopped.
+    pub drained: bool,
+    /// The attempt that succeeded, its node, and since when it had run.
+    succeeded: BTreeMap<InstanceId, (Attempt, u32, Time)>,
+    /// When a node was cut off, or lost power, last.
+    excused: BTreeMap<u32, Time>,
+    /// Until when it is a node's own doing if it is promised too much.
+    pub lying_until: BTreeMap<u32, Time>,
+    /// Refusals that were judged already.
+    refused: BTreeSet<AttemptId>,
+    /// STARTs that the controller sent.
+    sent: BTreeSet<AttemptId>,
     capacities: BTreeMap<u32, Capacity>,
     /// The quota of instances that each tenant has, where it has one.
     pub quotas: BTreeMap<String, u64>,
@@ -66,20 +85,51 @@ impl Oracle {
         self.violation.get_or_insert(what);
     }
 
+    /// A node can't be reached, and has not been for long enough to be taken for lost; or lost
+    /// power. What was there may have a successor.
+    pub fn excuse(&mut self, node: u32, now: Time) {
+        self.excused.insert(node, now);
+    }
+
+    /// Whether a node was cut off, or lost power, at or after some time.
+    fn is_excused_since(&self, node: u32, since: Time) -> bool {
+        self.excused.get(&node).is_some_and(|at| *at >= since)
+    }
+
     /// An attempt begins to run.
     pub fn begins(&mut self, id: AttemptId, running: Running) {
         if !self.begun.insert(id) {
             self.violate(format!("invariant 2: {id:?} ran twice"));
         }
+        let mut wrong = None;
         for (other, theirs) in &self.running {
-            let same = other.owner == id.owner && other.instance == id.instance;
-            if same && theirs.on_disconnect != OnDisconnect::Keep {
-                self.violation.get_or_insert(format!(
-                    "invariant 2: {id:?} began while attempt {} of a stop-after instance runs on \
-                     node {}",
-                    other.attempt, theirs.node
-                ));
+            if other.owner != id.owner || other.instance != id.instance {
+                continue;
             }
+            let cut_off = self.is_excused_since(theirs.node, theirs.since)
+                || self.is_excused_since(running.node, theirs.since);
+            if theirs.on_disconnect != OnDisconnect::Keep {
+                wrong = Some("of a stop-after instance");
+            } else if !cut_off {
+                wrong = Some("of a keep instance, whose node was not cut off,");
+            }
+            if let Some(what) = wrong {
+                let text = format!(
+                    "invariant 2: {id:?} began while attempt {} {what} runs on node {}",
+                    other.attempt, theirs.node
+                );
+                self.violate(text);
+                break;
+            }
+        }
+        if let Some((before, node, since)) = self.succeeded.get(&id.instance).copied()
+            && !self.is_excused_since(node, since)
+            && !self.is_excused_since(running.node, since)
+        {
+            self.violate(format!(
+                "invariant 3: {id:?} began although attempt {before} had succeeded on node {node}, \
+                 which was not cut off"
+            ));
         }
         let (node, tenant) = (running.node, running.tenant.clone());
         self.running.insert(id, running);
@@ -89,12 +139,20 @@ impl Oracle {
 
     /// An attempt has ended.
     pub fn ends(&mut self, id: AttemptId, ending: Ending) {
-        self.running.remove(&id);
+        let running = self.running.remove(&id);
+        if let Some(running) = running.filter(|running| running.durable)
+            && ending == Ending::Exited(0)
+        {
+            let (node, since) = (running.node, running.since);
+            self.succeeded
+                .insert(id.instance, (id.attempt, node, since));
+        }
         self.endings.insert(id, ending);
     }
 
     /// A machine has lost power.
-    pub fn node_died(&mut self, node: u32) {
+    pub fn node_died(&mut self, node: u32, now: Time) {
+        self.excuse(node, now);
         let died: Vec<_> = self
             .running
             .iter()
@@ -103,6 +161,37 @@ impl Oracle {
             .collect();
         for id in died {
             self.ends(id, Ending::Died);
+        }
+    }
+
+    /// A launcher has said that an attempt will not run: not for want of room that the scheduler
+    /// had promised, unless it lied.
+    pub fn refuses(&mut self, node: u32, id: AttemptId, end: &End, now: Time) {
+        if end.cause != EndCause::Rejected || !self.refused.insert(id) {
+            return;
+        }
+        let lied = self.lying_until.get(&node).is_some_and(|at| now < *at);
+        if end.message.starts_with("not free on this node") && !lied {
+            self.violate(format!(
+                "invariant 1: node {node} was promised to {id:?} and is honest: {}",
+                end.message
+            ));
+        }
+    }
+
+    /// The controller sends a START, of whose instance this attempt is on its disk.
+    pub fn starts(&mut self, id: AttemptId, durable: Option<u32>) {
+        if !self.sent.insert(id) {
+            self.violate(format!("rule 1: {id:?} was sent twice"));
+        }
+        if durable != Some(id.attempt.0) {
+            self.violate(format!(
+                "rule 1: {id:?} was sent, and on disk is {durable:?}"
+            ));
+        }
+        let stopped = self.acknowledged.get(&id.instance).map(|of| of.stop);
+        if stopped == Some(true) {
+            self.violate(format!("{id:?} was sent after its stop was acknowledged"));
         }
     }
 

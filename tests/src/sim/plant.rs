@@ -2,53 +2,69 @@
 //!
 //! Each sits in the simulation's shell around an unchanged core: it makes the shell do what a core
 //! with that bug would have made it do. A planted bug must make some seed fail, and soon.
+//!
+//! A launcher that forgets its tombstones is not among them: sessions keep the order of what they
+//! carry and are thrown away whole, so that no STOP overtakes its START in this world. The scripted
+//! tests of rule 5 break that order by hand.
 
 /// A bug to plant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plant {
-    /// A launcher says that it has applied STARTs that it has not seen.
-    AppliedSeqTooHigh,
-    /// A launcher runs a START that it has run before.
-    RunsTwice,
+    /// The scheduler takes each status for one that counts every START that it has sent.
+    SkipsAppliedSeq,
+    /// The controller takes a report about any attempt for one about the current attempt.
+    ForgetsAttemptCheck,
     /// The controller's disk says that a commit is durable before it is.
     AcknowledgesBeforeCommit,
+    /// The controller gives an instance's quota back twice.
+    ReleasesQuotaTwice,
+    /// A restarted launcher starts what it finds ended again.
+    RunsTwice,
+    /// An end is reported once, and not kept.
+    LosesEnds,
     /// A launcher's disk forgets the attempts that it accepted.
     ForgetsAccepted,
-    /// A launcher drops its tombstones.
-    ForgetsTombstones,
-    /// An end that was reported is not repeated, and not kept.
-    LosesEnds,
     /// A launcher's session epoch starts again at each start of its process.
     RepeatsSessionEpochs,
     /// The shim does not end `stop-after` work when its lease has run out.
     IgnoresFence,
+    /// A launcher takes its leases for longer than they are.
+    ProlongsLeases,
+    /// An inventory says to cover STARTs that its node has not seen.
+    PostdatesInventories,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::AppliedSeqTooHigh,
-        Self::RunsTwice,
+    pub const ALL: [Self; 11] = [
+        Self::SkipsAppliedSeq,
+        Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
-        Self::ForgetsAccepted,
-        Self::ForgetsTombstones,
+        Self::ReleasesQuotaTwice,
+        Self::RunsTwice,
         Self::LosesEnds,
+        Self::ForgetsAccepted,
         Self::RepeatsSessionEpochs,
         Self::IgnoresFence,
+        Self::ProlongsLeases,
+        Self::PostdatesInventories,
     ];
 
     /// Its name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::AppliedSeqTooHigh => "applied-seq-too-high",
-            Self::RunsTwice => "runs-twice",
+            Self::SkipsAppliedSeq => "skips-applied-seq",
+            Self::ForgetsAttemptCheck => "forgets-attempt-check",
             Self::AcknowledgesBeforeCommit => "acknowledges-before-commit",
-            Self::ForgetsAccepted => "forgets-accepted",
-            Self::ForgetsTombstones => "forgets-tombstones",
+            Self::ReleasesQuotaTwice => "releases-quota-twice",
+            Self::RunsTwice => "runs-twice",
             Self::LosesEnds => "loses-ends",
+            Self::ForgetsAccepted => "forgets-accepted",
             Self::RepeatsSessionEpochs => "repeats-session-epochs",
             Self::IgnoresFence => "ignores-fence",
+            Self::ProlongsLeases => "prolongs-leases",
+            Self::PostdatesInventories => "postdates-inventories",
         }
     }
 

@@ -1,12 +1,14 @@
 //! The simulated scheduler process: the broker's core over simulated sessions.
 
 use super::net::{Arrival, ConnId, Net, Side, Time};
+use super::plant::Plant;
+use super::sabotage;
 use pronto_payloads::ids::SessionEpoch;
 use pronto_protocol::{Operand, Refusal, Role, Welcome};
 use pronto_scheduler::core::{
     Arrival as Greeting, Broker, BrokerConfig, Event, Nanos, Outgoing, Outlet, Queued, SessionId,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the core hears that time has passed.
 pub const TICK: Time = 50 * super::net::MS;
@@ -18,6 +20,8 @@ pub struct SchedulerHost {
     /// Sessions that were told to hold back.
     brimming: BTreeSet<ConnId>,
     known: BTreeSet<ConnId>,
+    /// STARTs queued for each session.
+    starts: BTreeMap<ConnId, u64>,
 }
 
 /// What a step has touched.
@@ -34,6 +38,7 @@ struct SimOutlet<'a> {
     now: Time,
     brimming: &'a mut BTreeSet<ConnId>,
     touched: &'a mut Touched,
+    starts: &'a mut BTreeMap<ConnId, u64>,
 }
 
 impl Outlet for SimOutlet<'_> {
@@ -42,6 +47,9 @@ impl Outlet for SimOutlet<'_> {
         match self.net.queue(conn, Side::Server, &message.to_frame()) {
             Ok(()) => {
                 self.touched.sent.insert(conn);
+                if message.operand == Operand::Start {
+                    *self.starts.entry(conn).or_default() += 1;
+                }
                 if self.net.is_brimming(conn, Side::Server) {
                     self.brimming.insert(conn);
                     Queued::Brimming
@@ -89,10 +97,15 @@ impl SchedulerHost {
             broker: Broker::new(config, incarnation),
             brimming: BTreeSet::new(),
             known: BTreeSet::new(),
+            starts: BTreeMap::new(),
         }
     }
 
     /// Handles what has arrived on a connection, whose peer has this role and name.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the world in which a process lives"
+    )]
     pub fn arrived(
         &mut self,
         now: Time,
@@ -100,6 +113,7 @@ impl SchedulerHost {
         conn: ConnId,
         peer: (Role, &str),
         arrivals: Vec<Arrival>,
+        plant: Option<Plant>,
         touched: &mut Touched,
     ) {
         let session = SessionId(conn.0);
@@ -116,7 +130,13 @@ impl SchedulerHost {
                         body: hello.body,
                     }))
                 }
-                Arrival::Frame(frame) => Event::Frame { session, frame },
+                Arrival::Frame(mut frame) => {
+                    if plant == Some(Plant::SkipsAppliedSeq) {
+                        let sent = self.starts.get(&conn).copied().unwrap_or(0);
+                        sabotage::apply_up_to(&mut frame, sent);
+                    }
+                    Event::Frame { session, frame }
+                }
                 Arrival::Closed(reason) => {
                     if !self.known.remove(&conn) {
                         continue;
@@ -140,6 +160,7 @@ impl SchedulerHost {
             now,
             brimming: &mut self.brimming,
             touched,
+            starts: &mut self.starts,
         };
         self.broker.step(Nanos(now), event, &mut outlet);
     }

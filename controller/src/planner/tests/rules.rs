@@ -124,6 +124,33 @@ fn rule_02_missing_only_if_placed_is_older_than_the_inventory() {
     h.placed(retry.id, &a);
 }
 
+/// Seed 134 of the simulation: an instance stayed `starting` for ever, since its node still kept an
+/// older attempt of it.
+#[test]
+fn rule_02_an_older_attempt_in_an_inventory_says_nothing_of_the_current_one() {
+    let mut h = Harness::new();
+    let a = node("a");
+    h.connect(std::slice::from_ref(&a));
+    h.submit(sim(), 1);
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.ended("a", first, EndCause::Rejected);
+    // Its acknowledgement does not reach the node.
+    h.expect_ack(first);
+    let (second, _) = loop_start(&mut h, 1000);
+    h.placed(second.id, &a);
+    // Nor does the second START, and the node comes back with a new session.
+    let a = again(&a, &[(first, NodePhase::Ended)]);
+    h.node_up(&a);
+    let ask = h.expect_inventory(&a);
+    let kept = report(first, NodePhase::Ended, Some(EndCause::Rejected), 3);
+    h.inventory(&a, 0, &[kept], ask);
+    h.expect_ack(first);
+    let (third, _) = loop_start(&mut h, 1000);
+    assert_eq!(third.id.attempt, second.id.attempt.next());
+    h.placed(third.id, &a);
+}
+
 /// Lets back-off pass; the one START that follows.
 fn loop_start(h: &mut Harness, ms: i64) -> (StartPrefix, u64) {
     h.pass(ms);

@@ -351,6 +351,30 @@ fn rule_05_a_tombstone_survives_a_restart() {
 }
 
 #[test]
+fn rule_05_what_had_ended_before_its_stop_came_was_not_stopped() {
+    let mut node = Node::ready();
+    let id = attempt(1, 1);
+    node.start(id);
+    node.run(id);
+    node.reports();
+    let ended_at = node.now;
+    node.now = node.now.after_ms(3);
+    node.frame(Operand::Stop, 0, stop(id));
+    node.take_frames(Operand::Done);
+    assert!(node.took(|effect| matches!(effect, Effect::Stop { .. })));
+    // The shim's word of it, which was behind the STOP.
+    node.step(Event::Ended {
+        id,
+        at: ended_at,
+        end: exited(0),
+        usage: Usage::default(),
+    });
+    node.step(Event::Emptied(id));
+    assert_eq!(node.report().end, Some(exited(0)));
+    node.skim();
+}
+
+#[test]
 fn rule_05_a_running_attempt_is_stopped_and_says_so() {
     let mut node = Node::ready();
     let id = attempt(1, 1);

@@ -1,0 +1,216 @@
+//! The nodes: their launchers start, dial, hear, step and die.
+
+use super::*;
+
+impl World {
+    pub(super) fn node_start(&mut self, node: u32) {
+        let host = &mut self.nodes[node as usize];
+        if host.supervisor.is_some() {
+            return;
+        }
+        let wishes = host.start(self.now, &mut self.oracle, &mut self.rng, self.config.plant);
+        let life = host.life;
+        self.say(format_args!("node-{node} starts its launcher"));
+        self.grant_node(node, wishes);
+        self.after(MS, Happening::NodeDial { node, life });
+        self.node_step(node, LauncherEvent::Tick);
+    }
+
+    pub(super) fn node_dial(&mut self, node: u32, life: u64) {
+        let host = &mut self.nodes[node as usize];
+        if host.life != life || host.supervisor.is_none() || host.conn.is_some() {
+            return;
+        }
+        let waits = host.frozen_until > self.now
+            || self.scheduler.is_none()
+            || self.is_expired(Host::Scheduler)
+            || self.is_expired(Host::Node(node));
+        if waits {
+            let delay = self.rng.between(50, 400) * MS;
+            self.after(delay, Happening::NodeDial { node, life });
+            return;
+        }
+        let (epoch, body) = self.nodes[node as usize].hello();
+        let hello = Hello::new(Purpose::Control, epoch, body);
+        let from = (Host::Node(node), Role::Launcher);
+        let to = (Host::Scheduler, Role::Scheduler);
+        let conn = self.net.open(self.now, from, to, &hello, session_config());
+        self.nodes[node as usize].conn = Some(conn);
+        self.nodes[node as usize].welcomed = false;
+        self.say(format_args!("node-{node} dials, session {epoch}"));
+        self.transmit(conn);
+    }
+
+    pub(super) fn node_hears(&mut self, node: u32, conn: ConnId, arrivals: Vec<Arrival>) {
+        if self.nodes[node as usize].conn != Some(conn) {
+            return;
+        }
+        let epoch = self.nodes[node as usize].session_epoch();
+        for arrival in arrivals {
+            if self.nodes[node as usize].conn != Some(conn) {
+                return;
+            }
+            match arrival {
+                Arrival::Welcome(welcome) => {
+                    let Ok(body) = decode::<SchedulerWelcome>(&welcome.body) else {
+                        self.oracle.violate("WELCOME can't be decoded".to_owned());
+                        return;
+                    };
+                    self.nodes[node as usize].welcomed = true;
+                    self.node_step(
+                        node,
+                        LauncherEvent::SessionUp {
+                            epoch,
+                            term: Term(welcome.term),
+                            active: welcome.active,
+                            welcome: body,
+                        },
+                    );
+                }
+                Arrival::Frame(mut frame) => {
+                    if self.config.plant == Some(Plant::ProlongsLeases) {
+                        sabotage::prolong(&mut frame);
+                    }
+                    let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
+                    self.say(format_args!("node-{node} <- {said}"));
+                    self.node_step(node, LauncherEvent::Frame { epoch, frame });
+                }
+                Arrival::Closed(reason) => self.node_cut_off(node, &reason),
+                Arrival::Hello(_) => unreachable!("a client gets no HELLO"),
+            }
+        }
+    }
+
+    pub(super) fn node_cut_off(&mut self, node: u32, reason: &str) {
+        let host = &mut self.nodes[node as usize];
+        host.conn = None;
+        host.welcomed = false;
+        let (epoch, life) = (host.session_epoch(), host.life);
+        self.say(format_args!("node-{node} is cut off: {reason}"));
+        self.node_step(node, LauncherEvent::SessionDown { epoch });
+        let delay = self.rng.between(20, 400) * MS;
+        self.after(delay, Happening::NodeDial { node, life });
+    }
+
+    pub(super) fn node_step(&mut self, node: u32, event: LauncherEvent) {
+        let host = &mut self.nodes[node as usize];
+        if host.supervisor.is_none() || host.frozen_until > self.now {
+            return;
+        }
+        let killing = self.killing.get(&node).copied();
+        let survives = killing.map_or(usize::MAX, |(effects, _)| effects);
+        let mut wishes = launcher::Wishes::default();
+        let plant = self.config.plant;
+        let lives = host.step(
+            self.now,
+            event,
+            &mut self.oracle,
+            &mut self.rng,
+            plant,
+            survives,
+            &mut wishes,
+        );
+        self.grant_node(node, wishes);
+        if !lives && let Some((_, back_after)) = self.killing.remove(&node) {
+            self.say(format_args!("node-{node} dies in the middle of a step"));
+            self.kill_node(node);
+            self.after(back_after, Happening::NodeStart { node });
+            return;
+        }
+        let host = &mut self.nodes[node as usize];
+        let Some(supervisor) = host.supervisor.as_ref() else {
+            return;
+        };
+        if let Some(at) = supervisor.next_wakeup() {
+            let at = host.time(at).max(self.now + 1);
+            if at < host.wakes_at {
+                host.wakes_at = at;
+                let life = host.life;
+                self.at(at, Happening::NodeWake { node, life, at });
+            }
+        }
+    }
+
+    pub(super) fn grant_node(&mut self, node: u32, wishes: launcher::Wishes) {
+        let life = self.nodes[node as usize].life;
+        for (delay, later) in wishes.later {
+            self.after(delay, Happening::NodeLater { node, life, later });
+        }
+        let Some(conn) = self.nodes[node as usize].conn else {
+            return;
+        };
+        for frame in &wishes.send {
+            if let Err(error) = self.net.queue(conn, Side::Client, frame) {
+                match error {
+                    pronto_protocol::SendError::Closed => {}
+                    pronto_protocol::SendError::Full { .. } => {
+                        self.close(conn, Side::Client);
+                        self.node_cut_off(node, "its own queue is full");
+                        return;
+                    }
+                    other => {
+                        self.oracle
+                            .violate(format!("node-{node} sends what it may not: {other}"));
+                        return;
+                    }
+                }
+            }
+        }
+        self.transmit(conn);
+        if let Some(reason) = wishes.close {
+            self.close(conn, Side::Client);
+            self.node_cut_off(node, &reason);
+        }
+    }
+
+    pub(super) fn node_later(&mut self, node: u32, life: u64, later: Later) {
+        match later {
+            Later::Tell(event) => {
+                let host = &self.nodes[node as usize];
+                if host.life != life || host.supervisor.is_none() {
+                    return;
+                }
+                if host.frozen_until > self.now {
+                    let at = host.frozen_until;
+                    self.at(
+                        at,
+                        Happening::NodeLater {
+                            node,
+                            life,
+                            later: Later::Tell(event),
+                        },
+                    );
+                    return;
+                }
+                self.node_step(node, event);
+            }
+            Later::Due(id) => {
+                let plant = self.config.plant;
+                let host = &mut self.nodes[node as usize];
+                let (events, next) = host.due(self.now, id, &mut self.oracle, plant);
+                let life = host.life;
+                if let Some(at) = next {
+                    self.at(
+                        at,
+                        Happening::NodeLater {
+                            node,
+                            life,
+                            later: Later::Due(id),
+                        },
+                    );
+                }
+                for event in events {
+                    // A frozen or dead launcher hears of it when it is back.
+                    self.node_later(node, life, Later::Tell(event));
+                }
+            }
+        }
+    }
+
+    pub(super) fn kill_node(&mut self, node: u32) {
+        if let Some(conn) = self.nodes[node as usize].conn {
+            self.close(conn, Side::Client);
+        }
+        self.nodes[node as usize].kill(&mut self.oracle);
+    }
+}
