@@ -319,7 +319,7 @@ async fn a_configured_inventory_of_gpus_is_assigned() {
     node.settings.node.has_gpus = true;
     node.restart().await;
     node.adopt(&[]).await;
-    let script = "echo $PRONTO_GPUS $PRONTO_GPU_MILLIS $CUDA_VISIBLE_DEVICES";
+    let script = "echo $PRONTO_GPUS $PRONTO_GPU_MILLIS $CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER";
     let job = node.job(body(exec(script)), demand());
     let share = |device| pronto_payloads::place::GpuShare {
         device,
@@ -331,7 +331,7 @@ async fn a_configured_inventory_of_gpus_is_assigned() {
     });
     let outcome = node.run_job(&job).await;
     assert_eq!(outcome.end.cause, exited(0));
-    assert_eq!(node.log(&job.id).out(), "1,3 1000 1,3\n");
+    assert_eq!(node.log(&job.id).out(), "1,3 1000 1,3 PCI_BUS_ID\n");
     // Those of others are hidden.
     let (job, _) = node.sh("echo [${CUDA_VISIBLE_DEVICES-unset}]").await;
     assert_eq!(node.log(&job.id).out(), "[]\n");

@@ -29,6 +29,7 @@ pub struct NodeVariables {
 /// | `PRONTO_NAME`, `PRONTO_WORKLOAD` | the instance's and workload's names, where it has them |
 /// | `PRONTO_NODE`, `PRONTO_NODE_ADDRESS` | where it runs |
 /// | `PRONTO_GPUS`, `CUDA_VISIBLE_DEVICES` | indices of its devices, comma between them |
+/// | `CUDA_DEVICE_ORDER` | `PCI_BUS_ID`: the order in which the node counts them |
 /// | `PRONTO_GPU_MILLIS` | its share of each |
 #[must_use]
 pub fn variables(job: &Job, node: &NodeVariables, workdir: &Path) -> Vec<String> {
@@ -73,6 +74,8 @@ pub fn variables(job: &Job, node: &NodeVariables, workdir: &Path) -> Vec<String>
         variables.push(format!("PRONTO_GPU_MILLIS={}", share.millis));
     }
     if node.has_gpus {
+        // CUDA's own order puts the fastest first, which a node of several models must not obey.
+        variables.push("CUDA_DEVICE_ORDER=PCI_BUS_ID".to_owned());
         variables.push(format!("CUDA_VISIBLE_DEVICES={devices}"));
     }
     variables
