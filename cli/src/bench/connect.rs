@@ -5,8 +5,9 @@ use super::fleet::{Controller, Fleet};
 use super::rig::Rig;
 use super::{Report, parameters};
 use anyhow::Result;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Flags of `bench connect`.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,10 +29,13 @@ pub(crate) async fn run(args: &ConnectArgs) -> Result<Report> {
     let controller = Controller::connect(&rig, &target).await?;
     controller.activate(args.launchers).await?;
     let mut fleet = Fleet::prepare(&rig, args.launchers)?;
+    let (cpu, own_cpu) = (target.cpu()?, own_cpu());
     let began = Instant::now();
     fleet.launch_at(&target);
     controller.await_placeable(args.launchers).await?;
     let connect = began.elapsed();
+    let cpu = target.cpu()?.saturating_sub(cpu);
+    let own_cpu = self::own_cpu().saturating_sub(own_cpu);
     let rss = target.rss_bytes()?.saturating_sub(before) / u64::from(args.launchers.max(1));
     let began = Instant::now();
     target.kill()?;
@@ -50,8 +54,22 @@ pub(crate) async fn run(args: &ConnectArgs) -> Result<Report> {
     report
         .rows
         .push(plain("recover_ms", "ms", recover.as_secs_f64() * 1e3));
+    // What does not depend on who else uses the machine: two cores need at least half of the sum.
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / f64::from(args.launchers.max(1));
+    for (name, cpu) in [
+        ("scheduler_cpu_us_per_launcher", cpu),
+        ("clients_cpu_us_per_launcher", own_cpu),
+    ] {
+        report.rows.push(plain(name, "µs", each(cpu)));
+    }
     report
         .rows
         .push(plain("rss_bytes_per_launcher", "B", as_f64(rss)));
     Ok(report)
+}
+
+/// CPU time of this process so far.
+fn own_cpu() -> Duration {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(spent).unwrap_or_default()
 }

@@ -12,13 +12,16 @@ mod overload;
 mod place;
 mod relay;
 mod rig;
+mod stall;
 mod stats;
+mod submit;
 
-use crate::exit::{Failure, OK, Outcome};
+use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::{Format, layout, print_value, say, write};
 use clap::Subcommand;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What can be measured
 #[derive(Debug, Subcommand)]
@@ -35,6 +38,10 @@ pub(crate) enum BenchCommand {
     Hostile(hostile::HostileArgs),
     /// A controller with a deep queue and many users at once
     Overload(overload::OverloadArgs),
+    /// From a user's request to a running process and to its end, through the whole cluster
+    Submit(submit::SubmitArgs),
+    /// The largest delay of any reply while many different demands wait for room
+    Stall(stall::StallArgs),
     /// The reference of `dispatch`, as a process of its own
     #[command(hide = true)]
     Relay(relay::RelayArgs),
@@ -49,6 +56,8 @@ pub(crate) fn run(command: &BenchCommand, format: Format) -> Outcome {
         BenchCommand::Connect(args) => on_one_thread(connect::run(args))?,
         BenchCommand::Overload(args) => on_one_thread(overload::run(args))?,
         BenchCommand::Hostile(args) => on_one_thread(hostile::run(args))?,
+        BenchCommand::Submit(args) => submit::run(args)?,
+        BenchCommand::Stall(args) => stall::run(args)?,
         BenchCommand::Relay(args) => {
             relay::run(args)?;
             return Ok(OK);
@@ -59,11 +68,31 @@ pub(crate) fn run(command: &BenchCommand, format: Format) -> Outcome {
 }
 
 /// All clients of a bench share one thread, which leaves a core to the server that is measured.
-fn on_one_thread(bench: impl Future<Output = anyhow::Result<Report>>) -> anyhow::Result<Report> {
+fn on_one_thread(bench: impl Future<Output = anyhow::Result<Report>>) -> Result<Report, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, bench)
+    let bench = async { bench.await.map_err(Failure::from) };
+    tokio::task::LocalSet::new().block_on(&runtime, unless_interrupted(bench))
+}
+
+/// Does the work, or drops it at a signal: its processes and files go with it.
+async fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _ = interrupt.recv() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        _ = terminate.recv() => Err(Failure::new(Exit::Interrupted, "told to end")),
+    }
+}
+
+/// Times from a nanosecond to a minute: what is longer counts as a minute.
+fn nanoseconds() -> hdrhistogram::Histogram<u64> {
+    hdrhistogram::Histogram::new_with_bounds(1, 60_000_000_000, 3)
+        .expect("the bounds are constants that it accepts")
 }
 
 /// Parameters of a report, by name.

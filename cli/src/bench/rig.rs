@@ -19,8 +19,14 @@ use std::time::{Duration, Instant};
 
 /// The cluster's name in the bench's certificates.
 const CLUSTER: &str = "bench";
+/// Certificates within the scratch directory: the launchers', and everybody else's.
+const LAUNCHERS: &str = "launcher-certs";
+const CERTS: &str = "certs";
 /// A server process listens within this time, or something is wrong with it.
 const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// The largest that a scheduler accepts: the bench's own window is what bounds its STARTs.
+const START_WINDOW: u32 = 65_536;
 
 /// Scratch directory and certificates.
 pub(crate) struct Rig {
@@ -39,15 +45,21 @@ impl Rig {
     pub(crate) fn new() -> Result<Self> {
         let name = format!("pronto-bench-{}", std::process::id());
         let directory = std::env::temp_dir().join(name);
-        let authority = Authority::init(&directory.join("certs"), CLUSTER, 2).map_err(said)?;
+        let authority = Authority::init(&directory.join(CERTS), CLUSTER, 2).map_err(said)?;
+        fs::create_dir(directory.join(LAUNCHERS)).context("can't make the scratch directory")?;
         Ok(Self {
             directory,
             authority,
         })
     }
 
+    /// The certificate of this role and name; names are distinct, since files are named by them.
     fn issue(&self, role: Role, name: &str) -> Result<TlsFiles> {
-        let certs = self.directory.join("certs");
+        // Apart, since a process that simulates nodes takes every certificate of its directory.
+        let certs = self.directory.join(match role {
+            Role::Launcher => LAUNCHERS,
+            _ => CERTS,
+        });
         let identity = self.authority.identity(role, None, name).map_err(said)?;
         let known = crate::cert::pair_of(&identity, &certs);
         let pair = if known.cert.exists() {
@@ -65,7 +77,7 @@ impl Rig {
                 .map_err(said)?
         };
         Ok(TlsFiles {
-            ca: certs.join(crate::cert::CA_CERT),
+            ca: self.directory.join(CERTS).join(crate::cert::CA_CERT),
             cert: pair.cert,
             key: pair.key,
             crl: None,
@@ -79,7 +91,9 @@ impl Rig {
     }
 
     pub(crate) fn controller_credentials(&self) -> Result<Arc<Credentials>> {
-        Ok(Credentials::load(&self.issue(Role::Controller, "bench")?)?)
+        Ok(Credentials::load(
+            &self.issue(Role::Controller, "controller")?,
+        )?)
     }
 
     /// Credentials of somebody else of this role.
@@ -121,24 +135,83 @@ impl Rig {
     }
 
     fn scheduler_at(&self, port: u16, ops: u16) -> Result<Target> {
-        let tls = self.issue(Role::Scheduler, "bench")?;
-        let config = self.directory.join("scheduler.toml");
+        let tls = self.issue(Role::Scheduler, "scheduler")?;
         let text = format!(
             "listen = \"127.0.0.1:{port}\"\nops_listen = \"127.0.0.1:{ops}\"\n\
-             start_window = 1000000\n\
-             [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            tls.ca, tls.cert, tls.key
+             start_window = {START_WINDOW}\n{}",
+            tls_table(&tls)
         );
-        fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
         let mut command = own_command()?;
-        command.args(["scheduler", "--config"]).arg(&config);
+        command.args(["scheduler", "--config"]);
+        command.arg(self.write("scheduler.toml", &text)?);
         self.spawn(command, port)
+    }
+
+    /// A real controller of that scheduler, with a store of its own.
+    pub(crate) fn controller(&self, scheduler: &Target) -> Result<Target> {
+        let port = free_port()?;
+        let tls = self.issue(Role::Controller, "controller")?;
+        let text = format!(
+            "listen = \"127.0.0.1:{port}\"\nschedulers = [{:?}]\ndata_dir = {:?}\n{}",
+            scheduler.address,
+            self.directory.join("controller"),
+            tls_table(&tls)
+        );
+        let mut command = own_command()?;
+        command.args(["controller", "--config"]);
+        command.arg(self.write("controller.toml", &text)?);
+        self.spawn(command, port)
+    }
+
+    /// A process that stands for so many nodes of this capacity: millis of cpu, MiB of memory.
+    pub(crate) fn simulated_launchers(
+        &self,
+        scheduler: &Target,
+        count: u32,
+        (cpu_millis, memory_mib): (u32, u32),
+    ) -> Result<Target> {
+        let mut tls = None;
+        for node in 0..count {
+            tls = Some(self.issue(Role::Launcher, &node_name(node))?);
+        }
+        let tls = tls.context("no nodes to simulate")?;
+        let data = self.directory.join("launchers");
+        fs::create_dir_all(&data).with_context(|| format!("can't make {}", data.display()))?;
+        let text = format!(
+            "schedulers = [{:?}]\ndata_dir = {:?}\nsimulate_certs_dir = {:?}\n\
+             [capacity]\ncpu_millis = {cpu_millis}\nmemory_mib = {memory_mib}\n{}",
+            scheduler.address,
+            data,
+            self.directory.join(LAUNCHERS),
+            tls_table(&tls)
+        );
+        let mut command = own_command()?;
+        command.args(["launcher", "--simulate", &count.to_string(), "--config"]);
+        command.arg(self.write("launchers.toml", &text)?);
+        self.start(command, String::new())
+    }
+
+    /// Settings of a client that is an administrator of this controller.
+    pub(crate) fn client_config(&self, controller: &Target) -> Result<PathBuf> {
+        let tls = self.issue(Role::Admin, "admin")?;
+        let text = format!(
+            "controllers = [\"https://{}\"]\n{}",
+            controller.address,
+            tls_table(&tls)
+        );
+        self.write("client.toml", &text)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+        Ok(path)
     }
 
     /// The reference: a relay of the same shape that decodes nothing.
     pub(crate) fn relay(&self, shape: &RelayShape) -> Result<Target> {
         let port = free_port()?;
-        let tls = self.issue(Role::Scheduler, "bench")?;
+        let tls = self.issue(Role::Scheduler, "scheduler")?;
         let mut command = own_command()?;
         command.args(["bench", "relay"]);
         command.args(shape.arguments());
@@ -153,7 +226,30 @@ impl Rig {
         self.spawn(command, port)
     }
 
-    fn spawn(&self, mut command: Command, port: u16) -> Result<Target> {
+    /// Starts a server process and waits until it listens.
+    fn spawn(&self, command: Command, port: u16) -> Result<Target> {
+        let mut target = self.start(command, format!("127.0.0.1:{port}"))?;
+        let began = Instant::now();
+        while TcpStream::connect(&target.address).is_err() {
+            self.must_live(&mut target)?;
+            if began.elapsed() > START_LIMIT {
+                bail!("the server process does not listen within {START_LIMIT:?}");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(target)
+    }
+
+    /// An error with its last words if a process has ended.
+    pub(crate) fn must_live(&self, target: &mut Target) -> Result<()> {
+        if let Some(status) = target.child.try_wait()? {
+            let log = fs::read_to_string(self.directory.join("server.log"))?;
+            bail!("the server process ended with {status}:\n{log}");
+        }
+        Ok(())
+    }
+
+    fn start(&self, mut command: Command, address: String) -> Result<Target> {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -166,22 +262,7 @@ impl Rig {
             .stderr(log)
             .spawn()
             .context("can't start the server process")?;
-        let mut target = Target {
-            address: format!("127.0.0.1:{port}"),
-            child,
-        };
-        let began = Instant::now();
-        while TcpStream::connect(&target.address).is_err() {
-            if let Some(status) = target.child.try_wait()? {
-                let log = fs::read_to_string(self.directory.join("server.log"))?;
-                bail!("the server process ended with {status}:\n{log}");
-            }
-            if began.elapsed() > START_LIMIT {
-                bail!("the server process does not listen within {START_LIMIT:?}");
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(target)
+        Ok(Target { address, child })
     }
 }
 
@@ -234,6 +315,12 @@ impl Drop for Target {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+/// The `[tls]` table of a daemon's configuration.
+fn tls_table(tls: &TlsFiles) -> String {
+    let TlsFiles { ca, cert, key, .. } = tls;
+    format!("[tls]\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n")
 }
 
 /// A failure of the command line as an error of a bench.

@@ -174,7 +174,7 @@ pub(crate) async fn submit(
         .await
 }
 
-fn first(admitted: &api::SubmitResponse) -> Result<Uuid, Failure> {
+pub(crate) fn first(admitted: &api::SubmitResponse) -> Result<Uuid, Failure> {
     let first = admitted.instances.first().copied();
     first.ok_or_else(|| Failure::new(Exit::Failed, "the controller admitted nothing"))
 }
