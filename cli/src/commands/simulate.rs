@@ -5,11 +5,26 @@ use crate::output::{OutputArgs, fields, print_value, say, write};
 use anyhow::Context;
 use clap::Args;
 use pronto_scheduler::replay::{
-    Chooser, Order, Policy, SimulateConfig, SimulateReport, Trace, plot_svg, simulate,
-    synthetic_openb,
+    BurstSpread, Chooser, Order, Policy, SimulateConfig, SimulateReport, Trace, burst_spread,
+    plot_svg, simulate, synthetic_openb,
 };
 use pronto_scheduler::table::{Fit, Spread};
+use serde::Serialize;
 use std::path::PathBuf;
+
+/// A burst as it comes when a queue of scripts is submitted to a cluster that stands idle.
+const BURST_STARTS: usize = 1_000;
+const BURST_NODES: usize = 100;
+
+/// What is reported: the replay, and how a burst spreads in each mode with the fit that was asked
+/// for.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    report: SimulateReport,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bursts: Vec<BurstSpread>,
+}
 
 /// Seeds of one run: each replays the whole trace.
 const MAX_SEEDS: u64 = 10_000;
@@ -143,10 +158,25 @@ pub(crate) fn run(args: &SimulateArgs) -> Outcome {
         std::fs::write(path, plot_svg(&report))
             .with_context(|| format!("can't write {}", path.display()))?;
     }
+    let bursts = match args.policy {
+        None => [Spread::Settle, Spread::Skip, Spread::Rotate]
+            .map(|spread| {
+                burst_spread(
+                    BURST_NODES,
+                    BURST_STARTS,
+                    spread,
+                    args.fit.fit(args.choices),
+                )
+            })
+            .into(),
+        Some(_) => Vec::new(),
+    };
+    let shown = Shown { report, bursts };
     if args.output.format.is_machine() {
-        print_value(&report, args.output.format)?;
+        print_value(&shown, args.output.format)?;
     } else {
-        print(args, &report);
+        print(args, &shown.report);
+        print_bursts(&shown.bursts);
     }
     Ok(OK)
 }
@@ -243,6 +273,22 @@ fn print(args: &SimulateArgs, report: &SimulateReport) {
         for (reason, count) in &report.refusals {
             say!("  {count:>10.1}  {reason}");
         }
+    }
+}
+
+fn print_bursts(bursts: &[BurstSpread]) {
+    if bursts.is_empty() {
+        return;
+    }
+    say!("\na burst of {BURST_STARTS} STARTs over {BURST_NODES} idle nodes");
+    for burst in bursts {
+        say!(
+            "  {:8} {} to {} on a node, {} nodes used",
+            format!("{:?}", burst.spread).to_lowercase(),
+            burst.least_on_a_node,
+            burst.most_on_a_node,
+            burst.nodes_used
+        );
     }
 }
 
