@@ -47,27 +47,41 @@ pub(super) fn rank_of_demand((devices, each): (u16, u16)) -> u16 {
 /// Chooses devices for a demand, or none if they do not suffice.
 pub(super) fn choose(free: &[u16], (devices, each): (u16, u16)) -> Option<GpuShares> {
     let mut chosen = GpuShares::new();
-    let numbered = || (0_u16..).zip(free.iter().copied());
     if each == GPU_MILLIS {
-        let whole = numbered().filter(|&(_, free)| free >= GPU_MILLIS);
-        chosen.extend(
-            whole
-                .take(usize::from(devices))
-                .map(|(device, _)| GpuShare {
-                    device,
-                    millis: GPU_MILLIS,
-                }),
-        );
-    } else if each > 0 {
-        let tightest = numbered()
-            .filter(|&(_, free)| free >= each)
-            .min_by_key(|&(_, free)| free);
-        chosen.extend(tightest.map(|(device, _)| GpuShare {
-            device,
-            millis: each,
-        }));
+        for (device, &free) in (0_u16..).zip(free) {
+            if chosen.len() == usize::from(devices) {
+                break;
+            }
+            if free >= GPU_MILLIS {
+                let millis = GPU_MILLIS;
+                chosen.push(GpuShare { device, millis });
+            }
+        }
+    } else if each > 0
+        && let Some(device) = tightest(free, each)
+    {
+        let millis = each;
+        chosen.push(GpuShare { device, millis });
     }
     (chosen.len() == usize::from(devices)).then_some(chosen)
+}
+
+/// The first of the devices with the least free of those that have as much as `each`.
+///
+/// The least of one number for each device, without a branch: which device it is can't be
+/// predicted, and the compiler makes vectors of it.
+#[inline]
+fn tightest(free: &[u16], each: u16) -> Option<u16> {
+    const NONE: u32 = u32::MAX;
+    let least = (0_u32..).zip(free).fold(NONE, |least, (device, &free)| {
+        let this = u32::from(free) << u16::BITS | device;
+        least.min(if free >= each { this } else { NONE })
+    });
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is the device"
+    )]
+    (least != NONE).then_some(least as u16)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! Only nodes add labels, so a tenant's constraints can't make this grow; a label that no node has
 //! any more is forgotten.
 
-use super::tree::Features;
+use super::summary::Features;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 

@@ -12,7 +12,8 @@
 //! follow, and a cluster whose demands come in at most [`LANDMARKS`] shapes is searched without a detour.
 //! The point is a little below the demand, so that similar demands profit as well.
 
-use super::tree::{LANDMARK_WORDS, RANKS, Ranks, Tree};
+use super::summary::{LANDMARK_WORDS, RANKS, Ranks};
+use super::tree::Tree;
 use wide::i16x16;
 
 /// A word of bits is compared with one register a dimension, so more would cost each update more.

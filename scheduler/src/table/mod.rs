@@ -23,6 +23,7 @@ mod oracle;
 mod query;
 mod search;
 mod shapes;
+mod summary;
 mod tree;
 
 pub use explain::Explained;
@@ -41,7 +42,8 @@ use serde::{Deserialize, Serialize};
 use shapes::Shapes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tree::{Summary, Tree};
+use summary::Summary;
+use tree::Tree;
 
 /// Which of the nodes that fit is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

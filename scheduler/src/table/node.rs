@@ -6,7 +6,7 @@
 use super::gpu::{self, Devices, GpuShares};
 use super::labels::LabelId;
 use super::query::{Compiled, Quantities};
-use super::tree::Features;
+use super::summary::Features;
 use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
 use pronto_payloads::node::{Label, NodeFacts};
 use pronto_payloads::place::GpuShare;

@@ -3,7 +3,7 @@
 use super::gpu;
 use super::labels::{LabelId, Labels, Where};
 use super::landmarks::Landmarks;
-use super::tree::{Features, Ranks, Summary, ranks};
+use super::summary::{Features, Ranks, Summary, ranks};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
 use pronto_payloads::place::{Explain, StartPrefix};
 use smallvec::SmallVec;

@@ -5,7 +5,8 @@
 use super::gpu::{self, GpuShares};
 use super::node::{self, resources_hold};
 use super::query::{Compiled, Quantities, Target};
-use super::tree::{Summary, Tree, View};
+use super::summary::Summary;
+use super::tree::{Tree, View};
 use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread, Waste};
 use pronto_payloads::demand::Demand;
 use pronto_payloads::place::Refusal;

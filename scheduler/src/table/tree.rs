@@ -1,11 +1,9 @@
 //! A 16-ary tree that skips what can't fit.
 //!
-//! Each slot has a [`Summary`]: four ranks (the larger, the more is free) and four words of bits
-//! (what the node offers, and which landmarks it reaches, see [`super::landmarks`]). An inner node
-//! keeps the maximum of each rank and the union of each word over its children, so a query that an
-//! inner node can't satisfy rules out all slots below it. The converse does not hold: the maxima
-//! may come from different slots, and a rank is a rounded number, so every slot that the tree
-//! proposes is checked exactly by the caller.
+//! Each slot has a [`Summary`]. An inner node keeps the maximum of each rank and the union of each
+//! word over its children, so a query that an inner node can't satisfy rules out all slots below it.
+//! The converse does not hold: the maxima may come from different slots, and a rank is a rounded
+//! number, so every slot that the tree proposes is checked exactly by the caller.
 //!
 //! There are two views of the same leaves: all slots, and the settled ones alone. They differ in
 //! their inner nodes.
@@ -16,88 +14,14 @@
 //! Invariants: an absent slot is all zero and satisfies no query, since every need's first rank is
 //! at least one; each inner summary is exactly the union of its sixteen children in its view.
 
+use super::summary::{FIRST_LANDMARK_LANE, LANES, RANKS, Ranks, Summary, quarter};
 use wide::{i16x8, i16x16};
 
 /// Children of a block: what two SSE registers of 16-bit lanes hold.
 const FAN: usize = 16;
 const FAN_BITS: usize = 4;
-/// Lanes of a summary that are compared by size.
-pub(super) const RANKS: usize = 4;
-/// What a node is, one bit each; two words of a summary.
-pub(super) type Features = u32;
-const FEATURE_WORDS: usize = 2;
-/// Words of a summary that say which landmarks a node reaches.
-pub(super) const LANDMARK_WORDS: usize = 2;
-const FIRST_LANDMARK_LANE: usize = RANKS + FEATURE_WORDS;
-const LANES: usize = FIRST_LANDMARK_LANE + LANDMARK_WORDS;
 /// Levels above the leaves: 16^8 slots are more than a 32-bit slot number can count.
 const MAX_LEVELS: usize = 8;
-
-/// Ranks, then words. A slot's summary, an inner node's union, or what a query needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Summary(i16x8);
-
-/// The comparable part of a summary.
-pub(super) type Ranks = [i16; RANKS];
-
-const SIZE_LANES: i16x8 = i16x8::new([-1, -1, -1, -1, 0, 0, 0, 0]);
-const BIT_LANES: i16x8 = i16x8::new([0, 0, 0, 0, -1, -1, -1, -1]);
-
-impl Summary {
-    /// A slot without a node, or with one that takes no work.
-    pub(super) const ABSENT: Self = Self(i16x8::ZERO);
-
-    #[inline]
-    pub(super) fn new(ranks: Ranks, features: Features, landmarks: u32) -> Self {
-        let sizes = ranks.map(i16::cast_unsigned);
-        Self(bytemuck::cast([
-            quarter(sizes),
-            u64::from(features) | u64::from(landmarks) << 32,
-        ]))
-    }
-
-    /// The same need in a tree that keeps no landmarks.
-    pub(super) fn without_landmarks(self) -> Self {
-        let [a, b, c, d, e, f, ..] = self.0.to_array();
-        Self(i16x8::new([a, b, c, d, e, f, 0, 0]))
-    }
-
-    /// The summary of anything that has what either has.
-    fn union(self, other: Self) -> Self {
-        let by_size = self.0.max(other.0);
-        let by_bits = self.0 | other.0;
-        Self((by_size & SIZE_LANES) | (by_bits & BIT_LANES))
-    }
-}
-
-/// Four lanes in a general register. Lanes that are stored one by one can't be loaded as a whole
-/// until the stores have left the processor's store buffer, which takes as long as comparing a
-/// block.
-#[inline]
-fn quarter([a, b, c, d]: [u16; 4]) -> u64 {
-    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
-}
-
-/// The ranks of four quantities. The first is raised by one, so that a present node of no capacity
-/// differs from an absent one.
-pub(super) fn ranks([a, b, c, d]: [u32; RANKS]) -> Ranks {
-    [rank(a) + 1, rank(b), rank(c), rank(d)]
-}
-
-/// A 32-bit quantity as a 15-bit floating number: exact below 2,048, within a thousandth above.
-///
-/// It is monotone, so `a >= b` implies `rank(a) >= rank(b)`: comparing ranks never rules out what
-/// fits. Sixteen bits double the lanes of a register and halve the table.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the largest rank, of u32::MAX, is 23,551"
-)]
-const fn rank(quantity: u32) -> i16 {
-    const MANTISSA_BITS: u32 = 11;
-    let bits = u32::BITS - quantity.leading_zeros();
-    let shift = bits.saturating_sub(MANTISSA_BITS);
-    ((shift << (MANTISSA_BITS - 1)) + (quantity >> shift)) as i16
-}
 
 /// Sixteen children, lane by lane. A cache line holds two lanes.
 #[derive(Clone, Debug)]
@@ -109,9 +33,9 @@ impl Block {
 
     /// The children that may satisfy the need, as bits.
     #[inline]
-    fn satisfying(&self, need: &[i16; LANES]) -> u32 {
+    fn satisfying(&self, need: &Need) -> u32 {
         let (ranks, words) = self.0.split_at(RANKS);
-        let lacks = below(&need[..RANKS], ranks) | missing(&need[RANKS..], words);
+        let lacks = below(&need.0[..RANKS], ranks) | missing(&need.0[RANKS..], words);
         lacks.simd_eq(i16x16::ZERO).to_bitmask()
     }
 
@@ -161,22 +85,33 @@ impl Block {
     }
 }
 
+/// What a query needs, each lane in all places of a register: a search compares it with several
+/// blocks.
+struct Need([i16x16; LANES]);
+
+impl Need {
+    #[inline]
+    fn new(summary: Summary) -> Self {
+        Self(summary.0.to_array().map(i16x16::splat))
+    }
+}
+
 /// Ones in the lanes of which a rank is below the need.
 #[inline]
-fn below(need: &[i16], ranks: &[i16x16]) -> i16x16 {
+fn below(need: &[i16x16], ranks: &[i16x16]) -> i16x16 {
     let mut lacks = i16x16::ZERO;
     for (&need, &has) in need.iter().zip(ranks) {
-        lacks |= i16x16::splat(need).simd_gt(has);
+        lacks |= need.simd_gt(has);
     }
     lacks
 }
 
 /// Not zero in the lanes of which a word lacks a bit of the need.
 #[inline]
-fn missing(need: &[i16], words: &[i16x16]) -> i16x16 {
+fn missing(need: &[i16x16], words: &[i16x16]) -> i16x16 {
     let mut lacks = i16x16::ZERO;
     for (&need, &has) in need.iter().zip(words) {
-        lacks |= i16x16::splat(need) & !has;
+        lacks |= need & !has;
     }
     lacks
 }
@@ -214,6 +149,17 @@ impl Leaves {
     }
 
     #[inline]
+    fn child(&self, leaf: usize, child: usize) -> Summary {
+        let [a, b] = &self.first[leaf].0;
+        let [c, d, e, f, g, h] = &self.rest[leaf].0;
+        let lane = |lane: &i16x16| lane.as_array()[child].cast_unsigned();
+        Summary(bytemuck::cast([
+            quarter([a, b, c, d].map(lane)),
+            quarter([e, f, g, h].map(lane)),
+        ]))
+    }
+
+    #[inline]
     fn set_child(&mut self, leaf: usize, child: usize, summary: Summary) {
         let first = self.first[leaf].0.iter_mut();
         let lanes = first.chain(&mut self.rest[leaf].0);
@@ -224,7 +170,8 @@ impl Leaves {
 
     /// The slots that may satisfy the need, as bits.
     #[inline]
-    fn satisfying(&self, leaf: usize, need: &[i16; LANES]) -> u32 {
+    fn satisfying(&self, leaf: usize, need: &Need) -> u32 {
+        let Need(need) = need;
         let lacks = below(&need[..FIRST], &self.first[leaf].0);
         let candidates = lacks.simd_eq(i16x16::ZERO).to_bitmask();
         if candidates == 0 {
@@ -293,19 +240,28 @@ impl Inner {
         }
     }
 
-    /// The union of a leaves' block has changed.
+    /// A slot of a leaves' block has changed in this view. `union` computes the block's anew; it is
+    /// called only if it can't be told from the change, which is one update in five.
     #[inline]
-    fn set(&mut self, leaf: usize, union: Summary) {
+    fn change(&mut self, leaf: usize, old: Summary, new: Summary, union: impl Fn() -> Summary) {
         let mut index = leaf;
-        let mut summary = union;
-        for level in &mut self.levels {
-            let block = &mut level[index / FAN];
-            if block.child(index % FAN) == summary {
+        let (mut old, mut new) = (old, new);
+        for level in 0..self.levels.len() {
+            let (block, child) = (index / FAN, index % FAN);
+            let before = self.levels[level][block].child(child);
+            let after = if !before.may_lose(old, new) {
+                before.union(new)
+            } else if let Some(below) = level.checked_sub(1) {
+                self.levels[below][index].union()
+            } else {
+                union()
+            };
+            if before == after {
                 return;
             }
-            block.set_child(index % FAN, summary);
-            summary = block.union();
-            index /= FAN;
+            self.levels[level][block].set_child(child, after);
+            (old, new) = (before, after);
+            index = block;
         }
     }
 
@@ -388,21 +344,31 @@ impl Tree {
     pub(super) fn set(&mut self, slot: usize, summary: Summary, settled: bool) {
         let leaf = slot / FAN;
         let child = slot % FAN;
-        let mut block = self.leaves.block(leaf);
-        let same = block.child(child) == summary;
+        let before = self.leaves.child(leaf, child);
         let bits_before = self.settled[leaf];
         let bits = bits_before & !(1 << child) | u16::from(settled) << child;
-        if same && bits == bits_before {
+        if before == summary && bits == bits_before {
             return;
         }
         self.settled[leaf] = bits;
-        if !same {
-            block.set_child(child, summary);
+        if before != summary {
             self.leaves.set_child(leaf, child, summary);
-            self.all.set(leaf, block.union());
+            let leaves = &self.leaves;
+            self.all
+                .change(leaf, before, summary, || leaves.block(leaf).union());
         }
         if let Some(calm) = &mut self.calm {
-            calm.set(leaf, block.union_of(mask_of(bits)));
+            let leaves = &self.leaves;
+            let seen = |bits: u16, summary| {
+                if bits >> child & 1 == 1 {
+                    summary
+                } else {
+                    Summary::ABSENT
+                }
+            };
+            calm.change(leaf, seen(bits_before, before), seen(bits, summary), || {
+                leaves.block(leaf).union_of(mask_of(bits))
+            });
         }
     }
 
@@ -413,6 +379,7 @@ impl Tree {
         let numbers = self.leaves.len().div_ceil(FAN);
         let mut all = vec![0_u16; numbers];
         let mut calm = vec![0_u16; numbers];
+        let ranks = ranks.map(i16x16::splat);
         let leaves = self.leaves.first.iter().zip(&mut self.leaves.rest);
         for ((leaf, (first, rest)), settled) in leaves.enumerate().zip(&self.settled) {
             let lacks = below(&ranks[..FIRST], &first.0) | below(&ranks[FIRST..], &rest.0);
@@ -448,7 +415,7 @@ impl Tree {
         if start >= self.len {
             return None;
         }
-        let need = need.0.to_array();
+        let need = Need::new(need);
         // Most searches end where they begin: look there before starting at the root.
         let leaf = start / FAN;
         let near = self.proposed(view, leaf, &need) & (u32::MAX << (start % FAN));
@@ -460,7 +427,7 @@ impl Tree {
 
     /// The slots of a leaves' block that may satisfy the need.
     #[inline]
-    fn proposed(&self, view: View, leaf: usize, need: &[i16; LANES]) -> u32 {
+    fn proposed(&self, view: View, leaf: usize, need: &Need) -> u32 {
         let bits = self.leaves.satisfying(leaf, need);
         match view {
             View::All => bits,
@@ -471,7 +438,7 @@ impl Tree {
     fn search_from_root(
         &self,
         view: View,
-        need: &[i16; LANES],
+        need: &Need,
         start: usize,
         effort: &mut usize,
         accept: &mut impl FnMut(usize) -> bool,
@@ -568,27 +535,9 @@ fn sanity_check_inner(inner: &Inner, leaves: Vec<Summary>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::summary::ranks;
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn ranks_are_monotone_and_nearly_exact() {
-        let mut quantities: Vec<u32> = (0..5000).collect();
-        for bit in 12..32 {
-            for near in -2_i64..=2 {
-                let quantity = (1_i64 << bit) + near;
-                quantities.push(u32::try_from(quantity).expect("below 2^32"));
-            }
-        }
-        quantities.push(u32::MAX);
-        quantities.sort_unstable();
-        for pair in quantities.windows(2) {
-            assert!(rank(pair[0]) <= rank(pair[1]), "{pair:?}");
-        }
-        assert_eq!(rank(2047), 2047);
-        assert!(rank(1_000_000) < rank(1_001_000));
-        assert!(rank(u32::MAX) < i16::MAX, "room for the raised first rank");
-    }
 
     proptest! {
         #[test]
