@@ -108,26 +108,6 @@ impl Rig {
         self.scheduler_at(port, ops)
     }
 
-    /// A real controller on an empty store, with this scheduler.
-    pub(crate) fn controller(&self, scheduler: &Target) -> Result<Target> {
-        let port = free_port()?;
-        let tls = self.issue(Role::Controller, "bench")?;
-        let config = self.directory.join("controller.toml");
-        let text = format!(
-            "listen = \"127.0.0.1:{port}\"\nschedulers = [{:?}]\ndata_dir = {:?}\n\
-             default_quota = {{}}\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            scheduler.address,
-            self.directory.join("controller"),
-            tls.ca,
-            tls.cert,
-            tls.key
-        );
-        fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
-        let mut command = own_command()?;
-        command.args(["controller", "--config"]).arg(&config);
-        self.spawn(command, port)
-    }
-
     /// A scheduler at the address of one that has ended.
     pub(crate) fn scheduler_again(&self, ended: &Target) -> Result<Target> {
         let (_, port) = ended.address.rsplit_once(':').context("host:port")?;
@@ -147,12 +127,13 @@ impl Rig {
         self.spawn(command, port)
     }
 
-    /// A real controller of that scheduler, with a store of its own.
+    /// A real controller of that scheduler, on an empty store and without quotas.
     pub(crate) fn controller(&self, scheduler: &Target) -> Result<Target> {
         let port = free_port()?;
         let tls = self.issue(Role::Controller, "controller")?;
         let text = format!(
-            "listen = \"127.0.0.1:{port}\"\nschedulers = [{:?}]\ndata_dir = {:?}\n{}",
+            "listen = \"127.0.0.1:{port}\"\nschedulers = [{:?}]\ndata_dir = {:?}\n\
+             default_quota = {{}}\n{}",
             scheduler.address,
             self.directory.join("controller"),
             tls_table(&tls)

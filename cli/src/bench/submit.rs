@@ -318,8 +318,8 @@ fn cpu(layout: &Layout) -> Result<BTreeMap<String, Duration>, Failure> {
     for child in record.children {
         spent.insert(child.name, cpu_of(child.process.pid)?);
     }
-    for file in layout.shim_pids() {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
+    for launcher in layout.launchers() {
+        let text = std::fs::read_to_string(launcher.shim_pid()).unwrap_or_default();
         if let Some(pid) = text
             .split_whitespace()
             .next()
