@@ -453,6 +453,82 @@ mod tests {
         failure.to_string()
     }
 
+    /// Whatever is in a file, it is a workload or an error that names it: mutations of a whole one,
+    /// always the same.
+    #[test]
+    fn mutated_files_are_workloads_or_errors() {
+        const WHOLE: &str = "name: hash\ncommand: [sha256sum, 7, true]\nenv: {LEVEL: 9, ON: yes}\n\
+            resources: {cpus: 0.01, memory: 1.5G, gpus: 0.5, named: {licence: 2}}\n\
+            constraints: {node: n1, zone: a}\nports: [8080:80, 53/udp]\nrestart: on-failure:5\n\
+            on_disconnect: stop-after:30s\ntimeout: 90s\npriority: -3\n";
+        const WORDS: [&str; 20] = [
+            "*a",
+            "&a ",
+            "!!str ",
+            "{",
+            "}",
+            "[",
+            "]",
+            "- ",
+            ": ",
+            "\n",
+            "\t",
+            "|\n",
+            ">",
+            "0x1f",
+            "1e999",
+            "-1",
+            "null",
+            "\0",
+            "99999999999999999999",
+            "<<: ",
+        ];
+        let mut state = 1_u64;
+        let mut draw = move |bound: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % u64::try_from(bound.max(1)).unwrap()).unwrap()
+        };
+        let mut understood = 0;
+        for _ in 0..10_000 {
+            let mut text = WHOLE.to_owned();
+            for _ in 0..=draw(4) {
+                let at = text.floor_char_boundary(draw(text.len() + 1));
+                let until = text.floor_char_boundary((at + draw(12)).min(text.len()));
+                let word = WORDS[draw(WORDS.len())];
+                match draw(3) {
+                    0 => text.insert_str(at, word),
+                    1 => text.replace_range(at..until, ""),
+                    _ => text.replace_range(at..until, word),
+                }
+            }
+            match parse(&text, "job.yaml") {
+                Ok(_) => understood += 1,
+                Err(failure) => {
+                    let said = failure.to_string();
+                    assert!(said.contains("job.yaml"), "{said}\n{text}");
+                }
+            }
+        }
+        assert!(
+            understood > 100,
+            "mutations that break everything test nothing"
+        );
+    }
+
+    /// A kilobyte that means ten billion entries costs a kilobyte's work.
+    #[test]
+    fn aliases_that_multiply_are_refused() {
+        let mut text = String::from("env:\n  a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..10 {
+            let below = vec![format!("*a{}", level - 1); 10].join(", ");
+            text.push_str(&format!("  a{level}: &a{level} [{below}]\n"));
+        }
+        text.push_str("command: *a9\n");
+        assert!(parse(&text, "job.yaml").is_err());
+    }
+
     #[test]
     fn a_whole_file_is_understood() {
         let parsed = parse(

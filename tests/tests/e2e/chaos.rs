@@ -102,6 +102,15 @@ impl Fault {
     }
 }
 
+/// Ends the clients when it is dropped.
+pub(crate) struct Over<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name)
         .ok()
@@ -206,6 +215,8 @@ fn nothing_is_lost_and_nothing_runs_twice_whatever_fails() {
                 })
             })
             .collect();
+        // Also when a fault can't be made: the clients would go on, and the test never end.
+        let _over = Over(&over);
         let mut draws = Draws(seed);
         let end = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < end {

@@ -1,11 +1,12 @@
 //! The controller's store through the real binary: killed while it commits, damaged, copied while
 //! it runs, put back.
 
+use crate::chaos::Over;
 use crate::cluster::{pronto, wait_until};
 use crate::rig::{Plan, Rig, launcher, scheduler};
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Instances of one submission.
@@ -47,19 +48,23 @@ fn a_crash_loop_loses_nothing_that_was_acknowledged() {
     rig.start_with(&launcher(1), &[]);
     rig.await_ready(1);
     let over = AtomicBool::new(false);
+    let answers = AtomicUsize::new(0);
     let mut acknowledged = Vec::new();
     let mut unanswered = 0;
     std::thread::scope(|scope| {
         let client = rig.client();
         let clients: Vec<_> = (0..3)
             .map(|number| {
-                let (client, over) = (client.clone(), &over);
+                let (client, over, answers) = (client.clone(), &over, &answers);
                 scope.spawn(move || {
                     let (mut mine, mut unanswered) = (Vec::new(), 0);
                     let mut batch = number;
                     while !over.load(Ordering::Acquire) {
                         match client.submit_named(batch, BATCH) {
-                            Some(ids) => mine.extend(ids),
+                            Some(ids) => {
+                                mine.extend(ids);
+                                answers.fetch_add(1, Ordering::Release);
+                            }
                             None => unanswered += 1,
                         }
                         batch += 3;
@@ -68,9 +73,14 @@ fn a_crash_loop_loses_nothing_that_was_acknowledged() {
                 })
             })
             .collect();
+        let _over = Over(&over);
         for round in 0..CRASHES {
-            // Anywhere between its start and some commits later.
-            std::thread::sleep(Duration::from_millis(250 + 61 * (round * 7 % 13)));
+            // Once it has answered again, anywhere in the commits that follow.
+            let before = answers.load(Ordering::Acquire);
+            wait_until("a submission is acknowledged", || {
+                answers.load(Ordering::Acquire) > before
+            });
+            std::thread::sleep(Duration::from_millis(17 * (round * 7 % 13)));
             rig.kill("controller");
             rig.start("controller");
         }
