@@ -51,6 +51,8 @@ const PACE: Duration = Duration::from_millis(2);
 const BEAT: Duration = Duration::from_millis(10);
 /// Controllers that don't read.
 const DEAF: u8 = 8;
+/// The first of their stores' numbers: none of them is the honest controller's.
+const FIRST_DEAF: u8 = 100;
 /// Before a round is measured, its load has come up.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -423,11 +425,11 @@ async fn crumbs(cast: &Cast, over: &AtomicBool) -> Result<()> {
 /// or don't.
 async fn deaf(cast: &Cast, hostile: bool, over: &AtomicBool) -> Result<()> {
     let mut wires = Vec::new();
-    for owner in 0..DEAF {
+    for owner in FIRST_DEAF..FIRST_DEAF + DEAF {
         wires.push(controller(cast, owner).await?);
     }
     while !over.load(Ordering::Acquire) {
-        for (owner, wire) in (0..).zip(&mut wires) {
+        for (owner, wire) in (FIRST_DEAF..).zip(&mut wires) {
             let _full = wire.queue(&Frame::request(Operand::Nodes, 1, Bytes::new()));
             let flushed = wire.try_flush();
             let ended = !hostile && !drain(wire).await;
