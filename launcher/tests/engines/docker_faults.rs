@@ -280,6 +280,10 @@ async fn ports_are_published_once() {
         "an answer at the named port",
     )
     .await;
+    // It is told when the engine has been asked for it, which is after the start.
+    let words = "port 80/tcp is the node's port";
+    let tells = || node.output(&any, Channel::Stderr).contains(words);
+    crate::node::until(tells, words).await;
     let told = node.output(&any, Channel::Stderr);
     let chosen = told
         .trim()
@@ -287,7 +291,6 @@ async fn ports_are_published_once() {
         .next()
         .unwrap_or_default()
         .to_owned();
-    assert!(told.contains("port 80/tcp is the node's port"), "{told}");
     crate::node::until(
         || get(&chosen).contains("served"),
         "an answer at the chosen port",
