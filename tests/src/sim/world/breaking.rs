@@ -148,5 +148,9 @@ impl World {
         for (conn, side) in self.net.of_host(host) {
             self.look(conn, side);
         }
+        if host == Host::Controller && !self.is_busy() {
+            // It heard nobody who asked while it was stopped.
+            self.restore_nodes();
+        }
     }
 }
