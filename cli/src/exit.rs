@@ -37,7 +37,7 @@ impl Exit {
     pub(crate) const TABLE: [(Self, &str); 10] = [
         (
             Self::No,
-            "the answer is no: `explain` found no fit, not all that were created succeeded, `demo` lost something",
+            "the answer is no: no fit, not all that were created succeeded, a result that was asked for is not there",
         ),
         (
             Self::Usage,
@@ -82,6 +82,9 @@ impl Exit {
     }
 }
 
+/// What a process dies of whose reader went away.
+pub(crate) const SIGPIPE: i32 = 13;
+
 /// The exit code of a workload that a signal ended.
 pub(crate) fn signal_code(signal: i32) -> u8 {
     u8::try_from(signal.saturating_add(128)).unwrap_or(u8::MAX)
@@ -114,6 +117,7 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     what: anyhow::Error,
     hint: Option<String>,
+    passing: bool,
 }
 
 impl Failure {
@@ -123,6 +127,7 @@ impl Failure {
             exit,
             what: anyhow::anyhow!("{what}"),
             hint: None,
+            passing: exit == Exit::Unreachable,
         }
     }
 
@@ -137,6 +142,7 @@ impl Failure {
             exit,
             what,
             hint: None,
+            passing: exit == Exit::Unreachable,
         }
     }
 
@@ -146,8 +152,28 @@ impl Failure {
         self
     }
 
+    /// The same failure, of something that comes back by itself: a daemon that is started again.
+    pub(crate) fn passing(mut self) -> Self {
+        self.passing = true;
+        self
+    }
+
+    /// Whether the same may work in a moment.
+    pub(crate) const fn may_pass(&self) -> bool {
+        self.passing
+    }
+
+    /// Whether nobody reads our output any more.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        let error = self.what.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
     /// Says it on stderr.
     pub(crate) fn report(&self) -> ExitCode {
+        if self.is_broken_pipe() {
+            return ExitCode::from(signal_code(SIGPIPE));
+        }
         eprintln!("{self}");
         ExitCode::from(self.exit.code())
     }

@@ -485,7 +485,13 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Tro
 }
 
 fn refused(refusal: ErrorBody, status: StatusCode) -> Failure {
-    let failure = Failure::new(exit_of(refusal.code), refusal.message);
+    let mut failure = Failure::new(exit_of(refusal.code), refusal.message);
+    if matches!(
+        refusal.code,
+        ErrorCode::Busy | ErrorCode::NodeUnreachable | ErrorCode::SchedulerUnreachable
+    ) {
+        failure = failure.passing();
+    }
     match refusal.hint {
         Some(hint) => failure.hint(hint),
         None if status == StatusCode::SERVICE_UNAVAILABLE => {

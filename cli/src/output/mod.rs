@@ -92,12 +92,11 @@ pub(crate) fn write(arguments: Arguments<'_>) {
 
 /// Ends the process: nothing that is left to say can be said.
 pub(crate) fn stdout_failed(error: &std::io::Error) -> ! {
-    const SIGPIPE: i32 = 13;
     if error.kind() != ErrorKind::BrokenPipe {
         eprintln!("pronto: can't write to stdout: {error}");
         std::process::exit(crate::exit::Exit::Failed.code().into());
     }
-    std::process::exit(signal_code(SIGPIPE).into())
+    std::process::exit(signal_code(crate::exit::SIGPIPE).into())
 }
 
 /// `println!` that survives a closed pipe.

@@ -5,18 +5,21 @@
 
 use super::files::{self, Input};
 use super::streams::Sink;
-use super::{Wants, bring_inputs, first, follow_output, request, submit, words};
+use super::{Wants, bring_inputs, first, follow_output, request, stop, submit, words};
 use crate::args::spec::{RunArgs, SpecArgs};
 use crate::client::Client;
 use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::terminal;
 use pronto_controller::api::types as api;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 /// Files under way at once: each has two connections to the controller.
 const AT_ONCE: usize = 64;
@@ -29,6 +32,16 @@ struct Plan {
     shared: Vec<Input>,
     output: Vec<String>,
     output_dir: PathBuf,
+    live: Mutex<BTreeSet<Uuid>>,
+    /// Ctrl-C was pressed: nothing more is submitted.
+    stopping: AtomicBool,
+}
+
+impl Plan {
+    /// Instances under way.
+    fn live(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One file's end.
@@ -56,7 +69,10 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
         shared,
         output: args.output.clone(),
         output_dir: args.output_dir.clone(),
+        live: Mutex::default(),
+        stopping: AtomicBool::new(false),
     });
+    distinct_results(&plan.output, &files)?;
     std::fs::create_dir_all(&args.output_dir)?;
     let files = Arc::new(files);
     let next = Arc::new(AtomicUsize::new(0));
@@ -80,12 +96,35 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
     drop(sender);
     let bar = terminal::progress(count as u64, "files");
     let mut codes = vec![OK; count];
-    while let Some(done) = receiver.recv().await {
-        let name = &files[done.index].name;
-        codes[done.index] = bar.suspend(|| report(name, done.outcome));
-        bar.inc(1);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            done = receiver.recv() => {
+                let Some(done) = done else { break };
+                let name = &files[done.index].name;
+                codes[done.index] = bar.suspend(|| report(name, done.outcome));
+                bar.inc(1);
+                continue;
+            }
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if plan.stopping.swap(true, Ordering::Relaxed) {
+            eprintln!("pronto: detached; what was under way is still being stopped");
+            return Ok(Exit::Interrupted.code());
+        }
+        terminal::note("stopping all that is under way; once more does not wait for its end");
+        next.store(count, Ordering::Relaxed);
+        for id in plan.live().clone() {
+            let mut client = client.another();
+            tokio::spawn(async move { stop(&mut client, id).await });
+        }
     }
     bar.finish_and_clear();
+    if plan.stopping.load(Ordering::Relaxed) {
+        return Ok(Exit::Interrupted.code());
+    }
     let failed = codes.iter().filter(|&&code| code != OK).count();
     eprintln!("{} of {count} files succeeded", count - failed);
     Ok(codes.into_iter().find(|&code| code != OK).unwrap_or(OK))
@@ -113,8 +152,33 @@ async fn one(
     };
     let request = request(client, &spec, 1, wants).await?;
     let id = first(&submit(client, &request).await?)?;
+    plan.live().insert(id);
     let mut beside = client.another();
-    bring_inputs(&mut beside, id, &inputs).await?;
+    let outcome = if plan.stopping.load(Ordering::Relaxed) {
+        stop(&mut beside, id).await;
+        Err(Failure::new(Exit::Interrupted, "interrupted"))
+    } else {
+        match bring_inputs(&mut beside, id, &inputs).await {
+            Ok(()) => results(client, beside, plan, file, id).await,
+            Err(failure) => {
+                // It would wait for its files for ever.
+                stop(&mut beside, id).await;
+                Err(failure)
+            }
+        }
+    };
+    plan.live().remove(&id);
+    outcome
+}
+
+/// Follows an instance that has its files to its end, and fetches what it made.
+async fn results(
+    client: &mut Client,
+    mut beside: Client,
+    plan: &Plan,
+    file: &Input,
+    id: Uuid,
+) -> Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failure> {
     let (stdout, stderr) = (Kept::default(), Kept::default());
     let sink = Sink::new(Box::new(stdout.clone()), Box::new(stderr.clone()));
     let end = follow_output(client, id, sink).await?;
@@ -124,7 +188,13 @@ async fn one(
         .map(|pattern| substitute(pattern, &file.name))
         .collect();
     if end.instance.state == api::InstanceState::Succeeded {
-        files::fetch_matches(&mut beside, id, &patterns, &plan.output_dir).await?;
+        let whole = files::fetch_matches(&mut beside, id, &patterns, &plan.output_dir).await?;
+        if !whole {
+            return Err(Failure::new(
+                Exit::No,
+                "not all results that were asked for are there",
+            ));
+        }
     }
     Ok((end, stdout.take(), stderr.take()))
 }
@@ -154,15 +224,46 @@ fn report(name: &str, outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failur
     }
 }
 
+/// Results meet in one directory: two files may not have one that is called the same.
+fn distinct_results(patterns: &[String], files: &[Input]) -> Result<(), Failure> {
+    let plain = |pattern: &&String| !pattern.contains(['*', '?', '[']);
+    for pattern in patterns.iter().filter(plain) {
+        let mut seen = std::collections::HashMap::new();
+        for file in files {
+            let result = substitute(pattern, &file.name);
+            if let Some(other) = seen.insert(result.clone(), &file.path) {
+                let (other, path) = (other.display(), file.path.display());
+                return Err(Failure::usage(format!(
+                    "the results of {other} and {path} would both be called {result}"
+                ))
+                .hint("{stem} and {name} in --output stand for the file's own name"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// `{}` and `{name}` become the file's name, `{stem}` the name without its extension.
 fn substitute(text: &str, name: &str) -> String {
     let stem = Path::new(name)
         .file_stem()
         .and_then(|stem| stem.to_str())
         .unwrap_or(name);
-    text.replace("{stem}", stem)
-        .replace("{name}", name)
-        .replace("{}", name)
+    let words = [("{stem}", stem), ("{name}", name), ("{}", name)];
+    let mut made = String::new();
+    let mut rest = text;
+    // From left to right, once: a name may have braces itself.
+    while let Some(at) = rest.find('{') {
+        made.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let (placeholder, word) = words
+            .into_iter()
+            .find(|(placeholder, _)| rest.starts_with(placeholder))
+            .unwrap_or(("{", "{"));
+        made.push_str(word);
+        rest = &rest[placeholder.len()..];
+    }
+    made + rest
 }
 
 /// Output in memory, cut where it is too long.
@@ -208,6 +309,22 @@ mod tests {
     fn names_are_put_in() {
         assert_eq!(substitute("{stem}.out", "a.b.txt"), "a.b.out");
         assert_eq!(substitute("x-{}-{name}", "f"), "x-f-f");
+        assert_eq!(substitute("{stem}.{x", "{}.txt"), "{}.{x");
+    }
+
+    #[test]
+    fn results_of_one_name_are_refused() {
+        let files: Vec<Input> = ["Cargo.toml", "src/main.rs"]
+            .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+            .map(|path| Input::new(&path).unwrap())
+            .into();
+        let check = |pattern: &str| distinct_results(&[pattern.to_owned()], &files);
+        assert!(check("{stem}.out").is_ok() && check("*.out").is_ok());
+        let refused = check("same.out").unwrap_err().to_string();
+        assert!(
+            refused.contains("Cargo.toml") && refused.contains("main.rs"),
+            "{refused}"
+        );
     }
 
     #[test]

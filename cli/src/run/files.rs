@@ -140,7 +140,7 @@ pub(crate) async fn bring(
     loop {
         match bring_once(client, source, target, &to_path, input).await {
             Err(failure)
-                if failure.exit == Exit::Conflict
+                if (failure.exit == Exit::Conflict || failure.may_pass())
                     && source != Path::new("-")
                     && input
                     && begun.elapsed() < TAKE_LIMIT =>
@@ -366,8 +366,26 @@ pub(crate) async fn fetch_matches(
     id: Uuid,
     patterns: &[String],
     directory: &Path,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    loop {
+        match try_fetch_matches(client, id, patterns, directory).await {
+            Err(failure) if failure.may_pass() && begun.elapsed() < TAKE_LIMIT => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn try_fetch_matches(
+    client: &mut Client,
+    id: Uuid,
+    patterns: &[String],
+    directory: &Path,
+) -> Result<bool, Failure> {
     let instance = id.to_string();
+    let mut whole = true;
     for pattern in patterns {
         let asked = api::ListingQuery {
             pattern: Some(pattern.clone()),
@@ -376,6 +394,7 @@ pub(crate) async fn fetch_matches(
         let to = query(path(&["instances", &instance, "listing"]), &asked)?;
         let listing: api::FileListing = client.get(&to).await?;
         if listing.paths.is_empty() {
+            whole = false;
             let short = words::short(id);
             eprintln!("pronto: instance {short} left no file that matches '{pattern}'");
         }
@@ -393,7 +412,7 @@ pub(crate) async fn fetch_matches(
             terminal::note(&format!("{} ({bytes} bytes)", target.display()));
         }
     }
-    Ok(())
+    Ok(whole)
 }
 
 /// A path from a node, if it stays inside of the directory that it is joined to.

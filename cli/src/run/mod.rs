@@ -58,8 +58,9 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
     let admitted = submit(&mut client, &request).await?;
     let id = first(&admitted)?;
     let mut beside = client.another();
-    if !inputs.is_empty() {
-        bring_inputs(&mut beside, id, &inputs).await?;
+    if let Err(failure) = bring_inputs(&mut beside, id, &inputs).await {
+        stop(&mut beside, id).await;
+        return Err(failure);
     }
     if args.detach {
         print_admitted(&admitted, args.client.output.format)?;
@@ -67,13 +68,16 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
     }
     if args.interactive {
         let client = client.another();
-        tokio::spawn(async move {
-            if let Err(failure) = send_stdin(client, id).await {
-                eprintln!("{failure}");
-            }
-        });
+        tokio::spawn(send_stdin(client, id));
     }
-    let followed = follow(&mut client, id, Sink::own()).await?;
+    let followed = match follow(&mut client, id, Sink::own()).await {
+        Err(failure) if failure.is_broken_pipe() => {
+            // As a process here would be, whose reader went away.
+            stop(&mut beside, id).await;
+            return Err(failure);
+        }
+        other => other?,
+    };
     let Some((end, interrupted)) = followed else {
         return Ok(Exit::Interrupted.code());
     };
@@ -84,10 +88,21 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
             serde_json::to_string(&end).map_err(anyhow::Error::from)?
         );
     }
-    if !args.output.is_empty() {
-        files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
+    let whole = files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
+    Ok(match conclude(&end, interrupted) {
+        OK if !whole => Exit::No.code(),
+        code => code,
+    })
+}
+
+/// Stops an instance that we leave. What led to it is the failure that counts.
+pub(crate) async fn stop(client: &mut Client, id: Uuid) {
+    let to = path(&["instances", &id.to_string(), "stop"]);
+    let request = api::StopRequest::default();
+    let stopped = client.send::<api::Instance>(Method::POST, &to, &request);
+    if let Err(failure) = stopped.await {
+        eprintln!("{failure}");
     }
-    Ok(conclude(&end, interrupted))
 }
 
 /// The exit code of a followed instance, its remark said.
@@ -95,11 +110,12 @@ fn conclude(end: &api::OutputEnd, interrupted: bool) -> u8 {
     if let Some(problem) = &end.problem {
         eprintln!("pronto: some output is missing: {problem}");
     }
-    let stopped = end
-        .instance
-        .end
-        .as_ref()
-        .is_some_and(|end| end.cause == api::EndReason::Stopped);
+    let stopped = end.instance.end.as_ref().is_some_and(|end| {
+        matches!(
+            end.cause,
+            api::EndReason::Stopped | api::EndReason::Cancelled
+        )
+    });
     if interrupted && stopped {
         return Exit::Interrupted.code();
     }
@@ -217,20 +233,11 @@ async fn follow(
             }
         }
         let Some(mut client) = stopper.take() else {
-            eprintln!("pronto: detached; it goes on as {id}");
+            eprintln!("pronto: detached; {id} is still being stopped");
             return Ok(None);
         };
-        terminal::note("stopping it; once more leaves it alone");
-        tokio::spawn(async move {
-            let to = path(&["instances", &id.to_string(), "stop"]);
-            let request = api::StopRequest::default();
-            if let Err(failure) = client
-                .send::<api::Instance>(Method::POST, &to, &request)
-                .await
-            {
-                eprintln!("{failure}");
-            }
-        });
+        terminal::note("stopping it; once more does not wait for its end");
+        tokio::spawn(async move { stop(&mut client, id).await });
     }
 }
 
@@ -288,6 +295,9 @@ pub(crate) async fn bring_inputs(
     id: Uuid,
     inputs: &[files::Input],
 ) -> Result<(), Failure> {
+    if inputs.is_empty() {
+        return Ok(());
+    }
     if !wait_until(client, id, |state| state == api::InstanceState::Starting).await? {
         return Ok(());
     }
@@ -320,13 +330,28 @@ async fn wait_until(
     }
 }
 
-/// Sends our standard input to an instance, once it runs.
-async fn send_stdin(mut client: Client, id: Uuid) -> Result<(), Failure> {
-    if !wait_until(&mut client, id, |state| {
-        state == api::InstanceState::Running
-    })
-    .await?
-    {
+/// Sends our standard input to an instance. One that would wait for ever for the rest of it is
+/// stopped: what it made of a part must not pass for the whole.
+async fn send_stdin(mut client: Client, id: Uuid) {
+    let Err(failure) = try_send_stdin(&mut client, id).await else {
+        return;
+    };
+    // Otherwise it reads no more, as `head` does, or has ended.
+    if !failure.may_pass() {
+        return;
+    }
+    let lives = wait_until(&mut client, id, |state| !state.is_end()).await;
+    if !matches!(lives, Ok(false)) {
+        eprintln!("{failure}");
+        eprintln!("pronto: its standard input was cut off, so it is stopped");
+        stop(&mut client, id).await;
+    }
+}
+
+/// Sends it, once the instance runs.
+async fn try_send_stdin(client: &mut Client, id: Uuid) -> Result<(), Failure> {
+    let running = |state| state == api::InstanceState::Running;
+    if !wait_until(client, id, running).await? {
         return Ok(());
     }
     let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(STDIN_CHUNKS);
@@ -352,20 +377,10 @@ async fn send_stdin(mut client: Client, id: Uuid) -> Result<(), Failure> {
     tokio::spawn(reading);
     let to = path(&["instances", &id.to_string(), "stdin"]);
     let body: Body = body.boxed();
-    let sent = client.upload(Method::POST, &to, None, None, body).await;
-    match sent {
-        Ok(_) => Ok(()),
-        // It ended without reading to the end, as `head` does.
-        Err(failure)
-            if matches!(
-                failure.exit,
-                Exit::Conflict | Exit::NotFound | Exit::Unreachable
-            ) =>
-        {
-            Ok(())
-        }
-        Err(failure) => Err(failure),
-    }
+    client
+        .upload(Method::POST, &to, None, None, body)
+        .await
+        .map(drop)
 }
 
 /// `pronto create instance`.

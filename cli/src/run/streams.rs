@@ -2,7 +2,6 @@
 
 use crate::client::frames::{self, Frames};
 use crate::exit::{Exit, Failure};
-use crate::output::stdout_failed;
 use pronto_controller::api::types as api;
 use std::io::Write;
 
@@ -56,12 +55,7 @@ impl Sink {
         } else {
             &mut self.stderr
         };
-        if let Err(error) = to.write_all(fresh).and_then(|()| to.flush()) {
-            if index == 0 {
-                stdout_failed(&error);
-            }
-            return Err(error.into());
-        }
+        to.write_all(fresh).and_then(|()| to.flush())?;
         self.written[index] += fresh.len() as u64;
         Ok(())
     }

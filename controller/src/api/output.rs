@@ -73,7 +73,7 @@ struct Output<'a> {
     query: &'a OutputQuery,
     pipe: &'a Pipe,
     changes: watch::Receiver<Option<Change>>,
-    problem: Option<String>,
+    problem: Option<(StreamFailure, String)>,
     tries: u32,
 }
 
@@ -107,7 +107,7 @@ impl Output<'_> {
                     return self.finish().await;
                 }
                 Err(refused) => {
-                    self.problem = Some(refused.body.message);
+                    self.problem = Some((StreamFailure::Failed, refused.body.message));
                     return self.finish().await;
                 }
             };
@@ -206,7 +206,7 @@ impl Output<'_> {
             }
             StreamEnd::Failed { kind, text } => {
                 self.tries += 1;
-                self.problem = Some(text);
+                self.problem = Some((kind, text));
                 // An attempt that was placed a moment ago may have no log yet, a node may be about
                 // to come back. But what was sent already would come a second time.
                 let passes = kind != StreamFailure::Unsupported;
@@ -222,19 +222,32 @@ impl Output<'_> {
     /// The kept output of an instance that has ended.
     async fn past(&mut self, node: Option<Arc<str>>) -> Result<(), HungUp> {
         let Some(node) = node else { return Ok(()) };
-        while self.stream(&node, u32::MAX, false).await? == Then::Again && self.tries < PAST_TRIES {
+        while self.stream(&node, u32::MAX, false).await? == Then::Again
+            && self.tries < PAST_TRIES
+            && !self.is_forgotten()
+        {
             self.pause().await?;
         }
         Ok(())
+    }
+
+    /// The node knows nothing of an instance that has ended, and never will again.
+    fn is_forgotten(&self) -> bool {
+        matches!(self.problem, Some((StreamFailure::NotFound, _)))
     }
 
     async fn past_of_store(&mut self) -> Result<(), HungUp> {
         let id = self.id;
         let found = self.app.read(move |reader| reader.ended_by_id(id)).await;
         match found {
-            Ok(Some(ended)) if own(self.actor, &ended) => self.past(ended.end.node).await,
-            _ => Ok(()),
+            Ok(Some(ended)) if own(self.actor, &ended) => self.past(ended.end.node).await?,
+            _ => {}
         }
+        // It lived when this began, and a log is kept for longer than that: there never was one.
+        if self.is_forgotten() {
+            self.problem = None;
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), HungUp> {
@@ -271,7 +284,7 @@ impl Output<'_> {
             .end(&OutputEnd {
                 instance,
                 timeline,
-                problem: self.problem.take(),
+                problem: self.problem.take().map(|(_, text)| text),
             })
             .await
     }

@@ -341,12 +341,24 @@ pub(crate) fn rejected(rejection: &Rejection) -> Refused {
                 .details(details)
                 .hint(format!(
                     "wait for instances to end, or ask an administrator: `pronto update quota {} {}=N`",
-                    refusal.tenant, refusal.quota
+                    refusal.tenant,
+                    key_of(&refusal.quota)
                 ))
         }
         Rejection::Runtime { .. } | Rejection::Privileged { .. } => {
             Refused::new(ErrorCode::PolicyRefused, rejection.to_string())
                 .hint("an administrator can change the tenant's policy")
         }
+    }
+}
+
+/// What the command line calls a quota.
+fn key_of(quota: &str) -> &str {
+    match quota {
+        "cpu_millis" => "cpus",
+        "memory_mib" => "memory",
+        "disk_mib" => "disk",
+        "gpu_millis" => "gpus",
+        other => other,
     }
 }

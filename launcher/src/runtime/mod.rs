@@ -202,7 +202,8 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         Box::pin(async move { Err(refused) })
     }
 
-    /// The live standard input of an instance whose START asked for one. Dropping it closes it.
+    /// The live standard input of an instance whose START asked for one. A shutdown says
+    /// that it is complete; processes read no end of one that is dropped without.
     fn stdin(
         &self,
         id: AttemptId,

@@ -4,6 +4,7 @@ use super::channel::{Inbound, Reader, Upward};
 use super::{Context, Known};
 use crate::runtime::{Refused, Runtime};
 use pronto_payloads::stream::{Channel, StreamEnd, StreamFailure};
+use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -103,14 +104,20 @@ async fn pump(mut from: Box<dyn AsyncRead + Send + Unpin>, channel: Channel, upw
     }
 }
 
-/// Writes what comes until its end, then closes.
-async fn feed(
-    mut to: Box<dyn AsyncWrite + Send + Unpin>,
-    mut reader: Reader,
-) -> std::io::Result<()> {
-    while let Some(Inbound::Data(bytes)) = reader.next().await {
-        to.write_all(&bytes).await?;
-        to.flush().await?;
+/// Writes what comes until its end, then closes. What is cut off is not closed: a part of an input
+/// must not pass for the whole.
+async fn feed(mut to: Box<dyn AsyncWrite + Send + Unpin>, mut reader: Reader) -> io::Result<()> {
+    loop {
+        match reader.next().await {
+            Some(Inbound::Data(bytes)) => {
+                to.write_all(&bytes).await?;
+                to.flush().await?;
+            }
+            Some(Inbound::End(StreamEnd::Complete { .. })) => return to.shutdown().await,
+            Some(Inbound::End(StreamEnd::Failed { text, .. })) => {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+            }
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
-    to.shutdown().await
 }

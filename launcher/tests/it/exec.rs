@@ -494,9 +494,12 @@ async fn standard_input_is_fed_and_closed() {
             demand(),
         )
         .await;
+    let mut cut_off = node.runtime().stdin(job.id).await.unwrap();
+    cut_off.write_all(b"one\n").await.unwrap();
+    drop(cut_off);
     let mut stdin = node.runtime().stdin(job.id).await.unwrap();
-    stdin.write_all(b"one\ntwo\n").await.unwrap();
-    drop(stdin);
+    stdin.write_all(b"two\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
     let outcome = node.outcome(job.id).await;
     assert_eq!(outcome.end.cause, exited(0));
     assert_eq!(node.log(&job.id).out(), "one\ntwo\nend\n");

@@ -7,6 +7,7 @@
 //! next shim clears its control groups); they end as failures of the node.
 
 mod environment;
+mod feed;
 mod link;
 
 pub use environment::{NodeVariables, own_user, user, variables};
@@ -22,6 +23,7 @@ use crate::shim::message::{
 use crate::shim::sys::User;
 use crate::supervisor::{Event, Found, Job, StopCause};
 use anyhow::Context;
+use feed::Feed;
 use link::{Greeted, Outbox, ShimPlace};
 use pronto_payloads::demand::Runtime as Kind;
 use pronto_payloads::ids::OwnerId;
@@ -665,15 +667,15 @@ impl Runtime for ExecRuntime {
                 return Err(Refused::new(StreamFailure::Unsupported, text));
             }
             let path = self.inner.settings.data_dir.attempt(&id).join(STDIN_PIPE);
-            let sender = tokio::net::unix::pipe::OpenOptions::new()
+            let pipe = tokio::net::unix::pipe::OpenOptions::new()
                 .open_sender(&path)
                 .map_err(|error| Refused::new(StreamFailure::Failed, error.to_string()))?;
-            // From here on the feeder alone keeps it open: when it closes, the workload reads an
-            // end, also if that is because this process has died.
-            self.inner
-                .outbox
-                .send(&ToShim::CloseStdin { key: key(&id) });
-            Ok(Box::new(sender) as Box<dyn AsyncWrite + Send + Unpin>)
+            let feed = Feed {
+                pipe: Some(pipe),
+                inner: self.inner.clone(),
+                key: key(&id),
+            };
+            Ok(Box::new(feed) as Box<dyn AsyncWrite + Send + Unpin>)
         })
     }
 
