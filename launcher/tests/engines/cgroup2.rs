@@ -16,6 +16,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+/// Where the shim lies in the guest, which may have nothing where this machine's was built.
+const SHIM: &str = "/shim";
 /// Set in the guest.
 const IN_GUEST: &str = "PRONTO_TEST_IN_GUEST";
 /// Two programs with their symbols, unpacked from an archive that lies beside them for a while.
@@ -42,10 +44,12 @@ fn files() -> Vec<String> {
         path.starts_with('/')
             .then(|| path.split(' ').next().unwrap_or(path).to_owned())
     });
-    let same = libraries
-        .chain([shim.to_owned()])
-        .map(|path| format!("{path}:{path}"));
-    same.chain([format!("{}:/test", program.display())])
+    libraries
+        .map(|path| format!("{path}:{path}"))
+        .chain([
+            format!("{shim}:{SHIM}"),
+            format!("{}:/test", program.display()),
+        ])
         .collect()
 }
 
@@ -69,7 +73,10 @@ fn on_machine() {
 
 fn in_guest() {
     let node = Node::new();
-    let settings = node.processes();
+    let settings = ExecSettings {
+        shim_command: vec![SHIM.to_owned()],
+        ..node.processes()
+    };
     let hierarchy = settings.hierarchy.as_ref().expect("control groups");
     assert_eq!(hierarchy.name(), "cgroup2");
     process(workloads(&node, &settings));
