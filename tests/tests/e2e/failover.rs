@@ -190,6 +190,11 @@ fn a_hung_launcher_is_noticed_and_its_stale_attempt_ended() {
             .ok()
     };
     let first = pid_of(format!("moving-{node}-1")).expect("it wrote its pid");
+    // Who has never sent statistics misses none.
+    wait_until("its statistics come", || {
+        rig.try_json(&["show", "node", &node])
+            .is_some_and(|shown| shown["load"]["uptime_s"].as_u64() > Some(0))
+    });
     rig.signal(&node, "STOP");
     wait_until("it is noticed as silent", || {
         rig.try_json(&["show", "node", &node]).is_some_and(|shown| {
