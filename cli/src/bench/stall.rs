@@ -10,10 +10,10 @@ use super::rig::{Rig, Target};
 use super::{Report, Row, nanoseconds, parameters, unless_interrupted};
 use crate::client::{Client, path};
 use crate::exit::{Exit, Failure};
+use crate::run::submit;
 use crate::settings::{ConnectionArgs, Settings};
 use anyhow::Context;
 use hdrhistogram::Histogram;
-use hyper::Method;
 use pronto_controller::api::types as api;
 use serde_json::json;
 use std::cell::Cell;
@@ -181,15 +181,6 @@ fn request(demand: u32, priority: i16, count: u32) -> api::SubmitRequest {
         count,
         ..api::SubmitRequest::ad_hoc(Uuid::now_v7(), spec)
     }
-}
-
-async fn submit(
-    client: &mut Client,
-    request: &api::SubmitRequest,
-) -> Result<api::SubmitResponse, Failure> {
-    client
-        .send(Method::POST, &path(&["instances"]), request)
-        .await
 }
 
 async fn measure(args: &StallArgs) -> Result<Measured, Failure> {

@@ -11,11 +11,10 @@ use crate::client::{Client, path};
 use crate::dev::layout::Layout;
 use crate::dev::{self, process::Process, supervisor};
 use crate::exit::{Exit, Failure};
-use crate::run::follow_output;
 use crate::run::streams::Sink;
+use crate::run::{follow_output, submit};
 use anyhow::Context;
 use hdrhistogram::Histogram;
-use hyper::Method;
 use pronto_controller::api::types as api;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -178,15 +177,6 @@ fn request(args: &SubmitArgs, count: u32) -> api::SubmitRequest {
         count,
         ..api::SubmitRequest::ad_hoc(Uuid::now_v7(), spec)
     }
-}
-
-async fn submit(
-    client: &mut Client,
-    request: &api::SubmitRequest,
-) -> Result<api::SubmitResponse, Failure> {
-    client
-        .send(Method::POST, &path(&["instances"]), request)
-        .await
 }
 
 async fn one_at_a_time(args: &SubmitArgs, layout: &Layout, count: u32) -> Result<Single, Failure> {
