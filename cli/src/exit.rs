@@ -118,17 +118,13 @@ pub(crate) struct Failure {
     what: anyhow::Error,
     hint: Option<String>,
     passing: bool,
+    reader_gone: bool,
 }
 
 impl Failure {
     /// A failure of this kind with its reason.
     pub(crate) fn new(exit: Exit, what: impl fmt::Display) -> Self {
-        Self {
-            exit,
-            what: anyhow::anyhow!("{what}"),
-            hint: None,
-            passing: exit == Exit::Unreachable,
-        }
+        Self::caused(exit, anyhow::anyhow!("{what}"))
     }
 
     /// A usage failure.
@@ -143,6 +139,17 @@ impl Failure {
             what,
             hint: None,
             passing: exit == Exit::Unreachable,
+            reader_gone: false,
+        }
+    }
+
+    /// Output that could not be written.
+    pub(crate) fn of_output(error: std::io::Error) -> Self {
+        let reader_gone = error.kind() == std::io::ErrorKind::BrokenPipe;
+        let what = anyhow::Error::from(error).context("can't write the output");
+        Self {
+            reader_gone,
+            ..Self::caused(Exit::Failed, what)
         }
     }
 
@@ -164,14 +171,13 @@ impl Failure {
     }
 
     /// Whether nobody reads our output any more.
-    pub(crate) fn is_broken_pipe(&self) -> bool {
-        let error = self.what.downcast_ref::<std::io::Error>();
-        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    pub(crate) const fn is_reader_gone(&self) -> bool {
+        self.reader_gone
     }
 
     /// Says it on stderr.
     pub(crate) fn report(&self) -> ExitCode {
-        if self.is_broken_pipe() {
+        if self.reader_gone {
             return ExitCode::from(signal_code(SIGPIPE));
         }
         eprintln!("{self}");

@@ -160,9 +160,24 @@ fn files(args: &ConnectionArgs, user: Option<&Path>) -> Result<Vec<ClientFile>, 
         })?);
     }
     for path in user.into_iter().chain([Path::new(SYSTEM_FILE)]) {
-        files.extend(read(path)?);
+        match read(path) {
+            Ok(file) => files.extend(file),
+            // It may be somebody else's, and nothing of it is needed.
+            Err(_) if is_complete(args, &files) => {}
+            Err(failure) => return Err(failure),
+        }
     }
     Ok(files)
+}
+
+/// Whether these say all that a connection needs.
+fn is_complete(args: &ConnectionArgs, files: &[ClientFile]) -> bool {
+    let has = |arg: bool, key: fn(&ClientFile) -> bool| arg || files.iter().any(key);
+    has(args.controllers.is_some(), |file| {
+        file.controllers.is_some()
+    }) && has(args.ca.is_some(), |file| file.tls.ca.is_some())
+        && has(args.cert.is_some(), |file| file.tls.cert.is_some())
+        && has(args.key.is_some(), |file| file.tls.key.is_some())
 }
 
 /// Where the user's own file is: `$XDG_CONFIG_HOME` or `~/.config`.
@@ -296,6 +311,20 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("c.toml"), "{text}");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_needed_may_be_broken() {
+        let directory = scratch("broken");
+        let named = write(&directory, "named.toml", FULL);
+        let broken = write(&directory, "user.toml", "controllers = [");
+        let args = ConnectionArgs {
+            client_config: Some(named),
+            ..ConnectionArgs::default()
+        };
+        assert!(files(&args, Some(&broken)).is_ok());
+        assert!(files(&ConnectionArgs::default(), Some(&broken)).is_err());
         std::fs::remove_dir_all(directory).unwrap();
     }
 

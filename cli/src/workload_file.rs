@@ -190,12 +190,9 @@ pub(crate) fn parse(text: &str, source: &str) -> Result<Parsed, Failure> {
             .location()
             .map(|location| format!(":{}:{}", location.line(), location.column()))
             .unwrap_or_default();
-        let words = error.without_snippet().to_string();
-        Failure::caused(
-            Exit::Usage,
-            anyhow!("{source}{place}: {}", without_place(&words)),
-        )
-        .hint("`pronto help workload-file` shows every key")
+        let words = words(error.without_snippet());
+        Failure::caused(Exit::Usage, anyhow!("{source}{place}: {words}"))
+            .hint("`pronto help workload-file` shows every key")
     })?;
     let at = |location: serde_saphyr::Location, words: &str| {
         Failure::usage(format!(
@@ -215,10 +212,37 @@ pub(crate) fn parse(text: &str, source: &str) -> Result<Parsed, Failure> {
     Ok(Parsed { name, spec })
 }
 
-/// The parser's text without the place that we have put in front already.
-fn without_place(words: &str) -> &str {
-    let words = words.split(" at line ").next().unwrap_or(words);
-    words.strip_prefix("error: ").unwrap_or(words).trim()
+/// What the parser says, in words of somebody who wrote a file and not a program. The place stands
+/// in front already.
+fn words(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error {
+        Error::MultipleDocuments { .. } => {
+            "a second document; a file describes one workload".to_owned()
+        }
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("'{key}' is there twice")
+        }
+        Error::NullIntoString { .. } => "a value is missing; \"\" is an empty one".to_owned(),
+        Error::Unexpected { expected, .. } => {
+            let accepted = match *expected {
+                "string scalar" | "scalar" => "one value, not a list and not a mapping",
+                "sequence start" => "a list: [a, b]",
+                "mapping start" => "keys with values: {KEY: VALUE}",
+                other => other,
+            };
+            format!("accepted here: {accepted}")
+        }
+        _ => {
+            let words = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+            let words = words.split(" at line ").next().unwrap_or(&words);
+            words
+                .strip_prefix("error: ")
+                .unwrap_or(words)
+                .trim()
+                .to_owned()
+        }
+    }
 }
 
 type Misplaced = (Option<serde_saphyr::Location>, String);
@@ -603,6 +627,36 @@ mod tests {
             "{stray}"
         );
         assert!(error("").contains("job.yaml:"), "an empty file");
+    }
+
+    #[test]
+    fn errors_speak_of_the_file_and_not_of_the_parser() {
+        let said = |text: &str, place: &str, words: &str| {
+            let said = error(text);
+            assert!(said.contains(place) && said.contains(words), "{said}");
+        };
+        said(
+            "command: [ls]\n---\ncommand: [ls]\n",
+            "job.yaml:",
+            "one workload",
+        );
+        said(
+            "command: [ls]\nname: a\nname: b\n",
+            "job.yaml:3:1:",
+            "'name' is there twice",
+        );
+        said(
+            "command: [ls]\nname:\n",
+            "job.yaml:2:",
+            "a value is missing",
+        );
+        said("command: true\n", "job.yaml:1:10:", "a list: [a, b]");
+        said(
+            "command: [ls]\nrestart: {mode: always}\n",
+            "job.yaml:2:10:",
+            "one value",
+        );
+        said("command: [ls]\nenv: [A]\n", "job.yaml:2:6:", "KEY: VALUE");
     }
 
     #[test]

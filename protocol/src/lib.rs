@@ -12,6 +12,7 @@ pub mod identity;
 pub mod operand;
 mod outbox;
 pub mod permissions;
+mod quiet;
 pub mod session;
 pub mod transport;
 
@@ -22,4 +23,5 @@ pub use hello::{Hello, HelloError, Refusal, RefusalCode, VersionRange, Welcome};
 pub use identity::{Identity, IdentityError, Role};
 pub use operand::{MAX_PAYLOAD_BYTES, Operand, OperandSet};
 pub use permissions::{Purpose, may_send};
+pub use quiet::Quiet;
 pub use session::{SendError, Session, SessionConfig, SessionError, Timeouts};

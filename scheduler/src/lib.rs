@@ -10,7 +10,6 @@
 pub mod bench_place;
 mod config;
 pub mod core;
-mod quiet;
 pub mod replay;
 mod shell;
 pub mod table;

@@ -222,8 +222,11 @@ pub(crate) enum StopNoun {
     /// Instances: SIGTERM, a grace period, SIGKILL
     #[command(alias = "instances")]
     Instance {
-        #[arg(value_name = "INSTANCE", required = true)]
+        #[arg(value_name = "INSTANCE", required_unless_present = "submission")]
         ids: Vec<String>,
+        /// All that live of this submission
+        #[arg(long, value_name = "ID", conflicts_with = "ids")]
+        submission: Option<uuid::Uuid>,
         /// Between SIGTERM and SIGKILL; 0s kills at once
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
         grace: Option<u64>,

@@ -181,8 +181,6 @@ fn request(args: &SubmitArgs, count: u32) -> api::SubmitRequest {
 
 async fn one_at_a_time(args: &SubmitArgs, layout: &Layout, count: u32) -> Result<Single, Failure> {
     let mut client = dev::admin(layout)?;
-    // The output takes its connection along: the request's own stays warm.
-    let mut output = client.another();
     let mut single = Single {
         running: Timings::new(),
         less_commit: Timings::new(),
@@ -196,7 +194,7 @@ async fn one_at_a_time(args: &SubmitArgs, layout: &Layout, count: u32) -> Result
         let admitted = submit(&mut client, &request).await?;
         let id = crate::run::first(&admitted)?;
         let sink = Sink::new(Box::new(std::io::sink()), Box::new(std::io::sink()));
-        let end = follow_output(&mut output, id, sink).await?;
+        let end = follow_output(&mut client, id, sink).await?;
         let wall = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         succeeded(end.instance.state, 1)?;
         let at = |step| {

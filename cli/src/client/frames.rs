@@ -18,7 +18,7 @@ pub(crate) struct Frames {
     body: Incoming,
     decoder: FrameDecoder,
     /// Kept so that the connection stays open as long as its body is read.
-    _connection: Option<SendRequest<Body>>,
+    connection: Option<SendRequest<Body>>,
 }
 
 impl Frames {
@@ -26,7 +26,15 @@ impl Frames {
         Self {
             body,
             decoder: FrameDecoder::default(),
-            _connection: connection,
+            connection,
+        }
+    }
+
+    /// The connection, once the last frame has been read: it can take another request.
+    pub(super) async fn into_connection(mut self) -> Option<SendRequest<Body>> {
+        match self.next().await {
+            Ok(None) => self.connection,
+            _ => None,
         }
     }
 

@@ -26,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pronto_controller::api::types::{ErrorBody, ErrorCode, SHA256_HEADER};
 use pronto_protocol::identity::Role;
-use pronto_protocol::transport::{Credentials, TlsFiles, connect_tcp};
+use pronto_protocol::transport::{Credentials, TlsFiles, connect_tcp, take_refusal};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,11 +35,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::{self, AlertDescription};
 
 /// From connecting to the end of the TLS handshake, for one address.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// From a request to its answer's head: longer than any commit to a slow disk.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// From a stream's last frame to its end.
+const TAKE_BACK_LIMIT: Duration = Duration::from_millis(20);
 /// How long an outage of the controllers is ridden out by a command that waits.
 const OUTAGE_LIMIT: Duration = Duration::from_secs(60);
 /// Between two tries: at first, and at most.
@@ -237,6 +240,14 @@ impl Client {
         Ok(Frames::new(response.into_body(), self.connection.take()))
     }
 
+    /// Takes a connection back whose stream has been read to its last frame.
+    pub(crate) async fn take_back(&mut self, frames: Frames) {
+        // The end of the body is right behind the last frame, or not worth waiting for.
+        if let Ok(connection) = timeout(TAKE_BACK_LIMIT, frames.into_connection()).await {
+            self.connection = connection;
+        }
+    }
+
     /// POSTs a document and reads a framed stream.
     pub(crate) async fn open_with(
         &mut self,
@@ -412,6 +423,8 @@ impl Client {
         let stream = TlsConnector::from(config)
             .connect(name, stream)
             .await
+            // The verifier ran within the same poll: its words say more than the alert.
+            .map_err(|error| take_refusal().map_or_else(|| error.into(), anyhow::Error::from))
             .context("TLS")?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -434,10 +447,34 @@ impl Client {
 }
 
 fn broken(error: &hyper::Error, path: &str) -> Failure {
+    if let Some(alert) = alert(error) {
+        return Failure::new(
+            Exit::Refused,
+            format!("the controller refuses our certificate ({alert:?})"),
+        )
+        .hint("its log says why; `pronto cert show FILE` shows whose it is and until when");
+    }
     Failure::new(
         Exit::Unreachable,
         format!("the connection broke during {path}: {error}"),
     )
+}
+
+/// The TLS alert that an error comes from: with TLS 1.3 a client hears of the refusal of its
+/// certificate only after its own side of the handshake.
+fn alert(error: &hyper::Error) -> Option<AlertDescription> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls {
+            return Some(*alert);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// The JSON document of an answer.

@@ -157,7 +157,16 @@ pub(crate) async fn delete(mut client: Client, noun: DeleteNoun) -> Outcome {
 
 /// `pronto stop`.
 pub(crate) async fn stop(mut client: Client, noun: StopNoun) -> Outcome {
-    let StopNoun::Instance { ids, grace, wait } = noun;
+    let StopNoun::Instance {
+        ids,
+        submission,
+        grace,
+        wait,
+    } = noun;
+    let ids = match submission {
+        Some(submission) => super::list::living(&mut client, submission).await?,
+        None => ids,
+    };
     let request = api::StopRequest { grace_ms: grace };
     let mut stopped = Vec::new();
     let mut first = None;

@@ -3,7 +3,7 @@
 use crate::args::nouns::{ListEventsArgs, ListInstancesArgs, ListNoun};
 use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::{Column, Format, OutputArgs, column, print_list, say, terminal, wide};
+use crate::output::{Column, Format, OutputArgs, column, print_list, say, wide};
 use crate::run::words;
 use crate::units;
 use jiff::Timestamp;
@@ -73,13 +73,44 @@ fn instances_query(client: &Client, args: &ListInstancesArgs) -> api::ListInstan
     }
 }
 
+/// The ids of a submission's living instances.
+pub(super) async fn living(
+    client: &mut Client,
+    submission: uuid::Uuid,
+) -> Result<Vec<String>, Failure> {
+    let asked = api::ListInstances {
+        tenant: client.tenant(),
+        submission: Some(submission),
+        state: Some("live".to_owned()),
+        ..api::ListInstances::default()
+    };
+    let list = pages(client, asked, u32::MAX).await?;
+    let ids = list.instances.iter();
+    Ok(ids.map(|instance| instance.id.to_string()).collect())
+}
+
 async fn list_instances(
     mut client: Client,
     args: &ListInstancesArgs,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let mut wanted = if args.all { u32::MAX } else { args.limit };
-    let mut asked = instances_query(&client, args);
+    let wanted = if args.all { u32::MAX } else { args.limit };
+    let asked = instances_query(&client, args);
+    let list = pages(&mut client, asked, wanted).await?;
+    print_list(&list, &list.instances, INSTANCES, output)?;
+    if list.next.is_some() && !output.format.is_machine() {
+        // On stderr also in a pipe: what counts the lines must not take a page for all.
+        eprintln!("there are more: --limit N or --all shows them");
+    }
+    Ok(())
+}
+
+/// As many instances as are wanted, page by page.
+async fn pages(
+    client: &mut Client,
+    mut asked: api::ListInstances,
+    mut wanted: u32,
+) -> Result<api::InstanceList, Failure> {
     let mut list = api::InstanceList {
         instances: Vec::new(),
         next: None,
@@ -95,12 +126,7 @@ async fn list_instances(
             break;
         }
     }
-    let more = list.next.is_some();
-    print_list(&list, &list.instances, INSTANCES, output)?;
-    if more {
-        terminal::note("there are more: --limit N or --all shows them");
-    }
-    Ok(())
+    Ok(list)
 }
 
 async fn watch_instances(

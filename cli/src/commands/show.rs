@@ -4,7 +4,7 @@ use super::list::{EVENTS, ago, node_state, of_tenant, quota_pair};
 use crate::args::nouns::ShowNoun;
 use crate::client::{Client, path, query};
 use crate::exit::{Failure, OK, Outcome};
-use crate::output::{OutputArgs, fields, layout, print_value, write};
+use crate::output::{OutputArgs, fields, layout, print_list, print_value, write};
 use crate::run::words;
 use crate::units;
 use pronto_controller::api::types as api;
@@ -71,6 +71,9 @@ fn print<T: Serialize>(
 ) -> Result<(), Failure> {
     if output.format.is_machine() {
         return print_value(value, output.format);
+    }
+    if !output.columns.is_empty() {
+        return print_list(value, std::slice::from_ref(value), &[], output);
     }
     write(format_args!("{}", words(value)));
     Ok(())

@@ -26,6 +26,9 @@ use tokio::sync::mpsc;
 /// Before a child that died is started again: at first, and at most.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
+/// Deaths of one child before the cluster was ever ready: more would only repeat them. A port that
+/// an earlier cluster has just left is free again before that.
+const DEATHS_AT_START: u32 = 4;
 /// A child that lived this long starts over with the first back-off.
 const STABLE: Duration = Duration::from_secs(10);
 /// Ends of children that wait to be looked at: more than there are children.
@@ -150,6 +153,7 @@ struct Kept {
     process: Option<Process>,
     started_at: Instant,
     backoff: Duration,
+    deaths: u32,
 }
 
 /// What a child's watcher reports.
@@ -182,6 +186,7 @@ async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
             process: None,
             started_at: Instant::now(),
             backoff: BACKOFF_FIRST,
+            deaths: 0,
         })
         .collect();
     let mut supervisor = Supervisor {
@@ -212,6 +217,9 @@ async fn supervise(layout: &Layout, plan: Plan, roles: Vec<Role>) -> Outcome {
             }
             Some(end) = ended.recv() => {
                 let wait = supervisor.ended(&end);
+                if readiness.is_some() && supervisor.children[end.index].deaths >= DEATHS_AT_START {
+                    break Err(supervisor.cannot_start(end.index));
+                }
                 start_later(due.clone(), end.index, wait);
             }
             Some(index) = dues.recv() => {
@@ -303,6 +311,7 @@ impl Supervisor<'_> {
         }
         let wait = kept.backoff;
         kept.backoff = (kept.backoff * 2).min(BACKOFF_MOST);
+        kept.deaths += 1;
         let how = match &end.status {
             Ok(status) => ending(*status),
             Err(error) => format!("was lost: {error}"),
@@ -324,6 +333,14 @@ impl Supervisor<'_> {
             ));
         }
         wait
+    }
+
+    fn cannot_start(&self, index: usize) -> Failure {
+        let name = self.children[index].role.name();
+        let log = self.layout.log(&name);
+        let last = super::process::last_lines(&log, 1);
+        Failure::new(Exit::Failed, format!("{name} does not start: {last}"))
+            .hint(format!("{} has it all", log.display()))
     }
 
     fn write_record(&self) -> Result<(), Failure> {

@@ -165,13 +165,11 @@ fn table<T: Serialize>(
             .iter()
             .any(|document| at_path(document, name).is_some());
         if known.is_none() && !has_path && !documents.is_empty() {
-            let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
-            return Err(
-                Failure::usage(format!("there is no column '{name}'")).hint(format!(
-                    "accepted: {}, or a path in `-o json` such as demand.cpu_millis",
-                    names.join(", ")
-                )),
-            );
+            let mut accepted: Vec<&str> = columns.iter().map(|column| column.name).collect();
+            accepted.push("a path in `-o json` such as demand.cpu_millis");
+            let accepted = accepted.join(", ");
+            return Err(Failure::usage(format!("there is no column '{name}'"))
+                .hint(format!("accepted: {accepted}")));
         }
         for ((row, item), document) in cells.iter_mut().zip(items).zip(&documents) {
             row.push(match known {

@@ -107,7 +107,7 @@ pub(crate) fn distinct(inputs: Vec<Input>) -> Result<Vec<Input>, Failure> {
     for input in inputs {
         match kept.iter().find(|other| other.name == input.name) {
             None => kept.push(input),
-            Some(other) if other.path == input.path => {}
+            Some(other) if is_same_file(&other.path, &input.path) => {}
             Some(other) => {
                 return Err(Failure::usage(format!(
                     "inputs {} and {} would have the same name",
@@ -118,6 +118,11 @@ pub(crate) fn distinct(inputs: Vec<Input>) -> Result<Vec<Input>, Failure> {
         }
     }
     Ok(kept)
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| std::fs::canonicalize(path).ok();
+    one == other || whole(one).is_some_and(|one| whole(other) == Some(one))
 }
 
 /// Brings a file (`-`: standard input) to an instance's directory.

@@ -40,6 +40,8 @@ const KEEP_OUTPUTS_MS: u64 = 10 * 60 * 1000;
 /// Standard input under way at once: a few reads.
 const STDIN_CHUNKS: usize = 4;
 const STDIN_CHUNK_BYTES: usize = 32 * 1024;
+/// What a shell exits with where there is no such command.
+const NOT_FOUND: u8 = 127;
 /// Failed instances that are named after a batch.
 const NAMED_FAILURES: u32 = 5;
 
@@ -71,7 +73,7 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         tokio::spawn(send_stdin(client, id));
     }
     let followed = match follow(&mut client, id, Sink::own()).await {
-        Err(failure) if failure.is_broken_pipe() => {
+        Err(failure) if failure.is_reader_gone() => {
             // As a process here would be, whose reader went away.
             stop(&mut beside, id).await;
             return Err(failure);
@@ -86,6 +88,15 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         eprintln!(
             "{}",
             serde_json::to_string(&end).map_err(anyhow::Error::from)?
+        );
+    }
+    if words::exit_code(&end.instance) == NOT_FOUND
+        && inputs.is_empty()
+        && let Some(script) = files::script(&args.spec.command)?
+    {
+        let path = script.path.display();
+        eprintln!(
+            "hint: {path} is a file here and not on the node; --input {path} brings it along"
         );
     }
     let whole = files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
@@ -259,6 +270,7 @@ pub(crate) async fn follow_output(
         match copy_output(&mut frames, &mut sink).await {
             // A log that could not be read may be readable now that nobody writes it any more.
             Ok(end) if end.instance.state.is_end() && (end.problem.is_none() || again) => {
+                client.take_back(frames).await;
                 return Ok(end);
             }
             // Its node was away for a moment, or the log with it: the instance goes on.

@@ -55,7 +55,8 @@ impl Sink {
         } else {
             &mut self.stderr
         };
-        to.write_all(fresh).and_then(|()| to.flush())?;
+        let written = to.write_all(fresh).and_then(|()| to.flush());
+        written.map_err(Failure::of_output)?;
         self.written[index] += fresh.len() as u64;
         Ok(())
     }

@@ -17,7 +17,7 @@ use axum::response::Response;
 use pronto_payloads::ids::InstanceId;
 use pronto_payloads::stream::{Channel, LogsRequest, StreamEnd, StreamFailure, StreamRequest};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Silence after which the client gets a sign of life.
@@ -55,6 +55,8 @@ pub(crate) async fn output(
             query: &query,
             pipe: &pipe,
             changes,
+            began: Instant::now(),
+            sent: Sent::default(),
             problem: None,
             tries: 0,
         };
@@ -73,8 +75,24 @@ struct Output<'a> {
     query: &'a OutputQuery,
     pipe: &'a Pipe,
     changes: watch::Receiver<Option<Change>>,
+    began: Instant,
+    sent: Sent,
     problem: Option<(StreamFailure, String)>,
     tries: u32,
+}
+
+/// Bytes of one attempt that the client has: a stream that broke is taken up behind them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    attempt: u32,
+    /// Standard output and standard error.
+    bytes: [u64; 2],
+}
+
+impl Sent {
+    fn is_nothing(&self) -> bool {
+        self.bytes == [0, 0]
+    }
 }
 
 /// What is to be done after one stream.
@@ -90,8 +108,8 @@ enum Then {
 impl Output<'_> {
     async fn run(&mut self, target: Target) -> Result<(), HungUp> {
         if let Target::Ended(ended) = &target {
-            let node = ended.end.node.clone();
-            self.past(node).await?;
+            let (node, attempt) = (ended.end.node.clone(), ended.end.attempt);
+            self.past(node, attempt).await?;
             return self.finish().await;
         }
         let follow = self.query.follow.unwrap_or(false);
@@ -159,19 +177,27 @@ impl Output<'_> {
     }
 
     async fn stream(&mut self, node: &str, attempt: u32, follow: bool) -> Result<Then, HungUp> {
+        if self.sent.attempt != attempt {
+            self.sent = Sent {
+                attempt,
+                bytes: [0, 0],
+            };
+        }
+        let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let request = StreamRequest::Logs(LogsRequest {
             follow,
             stdout: self.query.stdout.unwrap_or(true),
             stderr: self.query.stderr.unwrap_or(true),
-            since_ms: self.query.since_ms,
+            // From the same moment as at first.
+            since_ms: self.query.since_ms.map(|ms| ms.saturating_add(elapsed_ms)),
             tail_bytes: self.query.tail_bytes,
         });
+        let mut skip = self.sent.bytes;
         let opened = self.app.streams.open(node, self.id, request).await;
         let mut stream = match opened {
             Ok(stream) => stream,
-            Err(end) => return Ok(self.judge(end, attempt, false)),
+            Err(end) => return Ok(self.judge(end, attempt)),
         };
-        let mut sent = false;
         loop {
             let incoming = tokio::select! {
                 incoming = stream.next() => incoming,
@@ -183,22 +209,29 @@ impl Output<'_> {
             };
             match incoming {
                 Incoming::Data(channel, bytes) => {
-                    let code = if channel == Channel::Stderr {
-                        CHANNEL_STDERR
+                    let (code, index) = if channel == Channel::Stderr {
+                        (CHANNEL_STDERR, 1)
                     } else {
-                        CHANNEL_STDOUT
+                        (CHANNEL_STDOUT, 0)
                     };
-                    self.pipe.frame(code, &bytes).await?;
+                    let known = usize::try_from(skip[index]).unwrap_or(usize::MAX);
+                    let known = known.min(bytes.len());
+                    skip[index] -= known as u64;
+                    let fresh = &bytes[known..];
+                    if !fresh.is_empty() {
+                        self.pipe.frame(code, fresh).await?;
+                        self.sent.bytes[index] += fresh.len() as u64;
+                        self.tries = 0;
+                    }
                     stream.took(bytes.len());
-                    sent = true;
                 }
                 Incoming::Credit(_) => {}
-                Incoming::End(end) => return Ok(self.judge(end, attempt, sent)),
+                Incoming::End(end) => return Ok(self.judge(end, attempt)),
             }
         }
     }
 
-    fn judge(&mut self, end: StreamEnd, attempt: u32, sent: bool) -> Then {
+    fn judge(&mut self, end: StreamEnd, attempt: u32) -> Then {
         match end {
             StreamEnd::Complete { .. } => {
                 self.problem = None;
@@ -208,9 +241,14 @@ impl Output<'_> {
                 self.tries += 1;
                 self.problem = Some((kind, text));
                 // An attempt that was placed a moment ago may have no log yet, a node may be about
-                // to come back. But what was sent already would come a second time.
-                let passes = kind != StreamFailure::Unsupported;
-                match (passes && !sent, self.tries < TRIES) {
+                // to come back. But where its last bytes began nobody knows any more, and a log
+                // that was there and is not there now is deleted.
+                let passes = match kind {
+                    StreamFailure::Unsupported => false,
+                    StreamFailure::NotFound => self.sent.is_nothing(),
+                    _ => self.sent.is_nothing() || self.query.tail_bytes.is_none(),
+                };
+                match (passes, self.tries < TRIES) {
                     (true, true) => Then::Again,
                     (true, false) => Then::GiveUp,
                     (false, _) => Then::AttemptDone(attempt),
@@ -220,9 +258,9 @@ impl Output<'_> {
     }
 
     /// The kept output of an instance that has ended.
-    async fn past(&mut self, node: Option<Arc<str>>) -> Result<(), HungUp> {
+    async fn past(&mut self, node: Option<Arc<str>>, attempt: u32) -> Result<(), HungUp> {
         let Some(node) = node else { return Ok(()) };
-        while self.stream(&node, u32::MAX, false).await? == Then::Again
+        while self.stream(&node, attempt, false).await? == Then::Again
             && self.tries < PAST_TRIES
             && !self.is_forgotten()
         {
@@ -240,7 +278,9 @@ impl Output<'_> {
         let id = self.id;
         let found = self.app.read(move |reader| reader.ended_by_id(id)).await;
         match found {
-            Ok(Some(ended)) if own(self.actor, &ended) => self.past(ended.end.node).await?,
+            Ok(Some(ended)) if own(self.actor, &ended) => {
+                self.past(ended.end.node, ended.end.attempt).await?
+            }
             _ => {}
         }
         // It lived when this began, and a log is kept for longer than that: there never was one.

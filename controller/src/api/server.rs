@@ -18,8 +18,8 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use pronto_protocol::transport::{Credentials, wall_clock};
-use pronto_protocol::{Identity, Role};
+use pronto_protocol::transport::{Credentials, take_refusal, wall_clock};
+use pronto_protocol::{Identity, Quiet, Role};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,6 +53,29 @@ struct Client {
     judged: Mutex<Instant>,
 }
 
+/// Connections that are refused: counted always, logged some times a second.
+#[derive(Debug)]
+struct Refusals {
+    app: Arc<App>,
+    began: Instant,
+    quiet: Mutex<Quiet>,
+}
+
+impl Refusals {
+    fn note(&self, address: SocketAddr, why: &dyn std::fmt::Display) {
+        self.app.metrics.note_refused_connection();
+        let now_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let line = self
+            .quiet
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .line(now_ns);
+        if let Some(left_out) = line {
+            warn!(%address, %why, left_out, "connection to the API is refused");
+        }
+    }
+}
+
 pub(crate) async fn serve(
     listener: TcpListener,
     credentials: Arc<Credentials>,
@@ -62,6 +85,11 @@ pub(crate) async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(max_connections));
     let service = service(app.clone(), Arc::clone(&credentials));
+    let refusals = Arc::new(Refusals {
+        app,
+        began: Instant::now(),
+        quiet: Mutex::default(),
+    });
     loop {
         let accepted = async {
             // The semaphore is never closed, so an error can't be.
@@ -85,7 +113,7 @@ pub(crate) async fn serve(
             address,
             Arc::clone(&credentials),
             service.clone(),
-            Arc::clone(&app),
+            Arc::clone(&refusals),
             shutdown.clone(),
         );
         tokio::spawn(async move {
@@ -120,7 +148,7 @@ async fn connection(
     address: SocketAddr,
     credentials: Arc<Credentials>,
     service: Router,
-    app: Arc<App>,
+    refusals: Arc<Refusals>,
     shutdown: CancellationToken,
 ) {
     // Small answers of a dialogue must not wait for each other.
@@ -129,11 +157,14 @@ async fn connection(
     let accepting = TlsAcceptor::from(config).accept(stream);
     let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, accepting).await {
         Ok(Ok(stream)) => stream,
+        // The verifier ran within the same poll, so what it said is about this connection.
         Ok(Err(error)) => {
-            debug!(%address, %error, "TLS handshake on the API's port failed");
-            return app.metrics.note_refused_connection();
+            return match take_refusal() {
+                Some(refusal) => refusals.note(address, &refusal),
+                None => refusals.note(address, &error),
+            };
         }
-        Err(_) => return app.metrics.note_refused_connection(),
+        Err(_) => return refusals.note(address, &"no TLS handshake in time"),
     };
     let chain: Vec<_> = stream
         .get_ref()
@@ -145,10 +176,7 @@ async fn connection(
         .collect();
     let identity = match credentials.verify_client(&chain, wall_clock()) {
         Ok(identity) => identity,
-        Err(error) => {
-            debug!(%address, %error, "client of the API's port is refused");
-            return app.metrics.note_refused_connection();
-        }
+        Err(error) => return refusals.note(address, &error),
     };
     let client = Arc::new(Client {
         identity,

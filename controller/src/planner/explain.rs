@@ -6,6 +6,7 @@ use super::state::State;
 use crate::api::types::{ErrorCode, ExplainReason, ExplainResponse, RuntimeName};
 use crate::{policy, spec};
 use pronto_payloads::codec::{Payload, encode};
+use pronto_payloads::demand::Constraint;
 use pronto_payloads::ids::InstanceId;
 use pronto_payloads::place::{Explain, Explanation, Reason};
 use pronto_protocol::frame::Frame;
@@ -21,6 +22,8 @@ pub(crate) struct OpenExplain {
     admin: bool,
     policy: Option<String>,
     waiting: Option<String>,
+    /// What the scheduler can't say: it knows the nodes that are there.
+    absent: Option<ExplainReason>,
 }
 
 impl State {
@@ -81,6 +84,7 @@ impl State {
                 admin: actor.scope().is_none(),
                 policy: refusal,
                 waiting,
+                absent: self.absent_node(&explain.constraints),
             },
         );
         self.send(Frame::request(
@@ -98,11 +102,9 @@ impl State {
         let Some(open) = self.link.explains.remove(&number) else {
             return;
         };
-        let reasons = explanation
-            .reasons
-            .into_iter()
-            .map(|counted| reason_view(counted.nodes, &counted.reason))
-            .collect();
+        let counted = explanation.reasons.into_iter();
+        let counted = counted.map(|counted| reason_view(counted.nodes, &counted.reason));
+        let reasons = open.absent.into_iter().chain(counted).collect();
         let response = ExplainResponse {
             nodes: explanation.nodes,
             fits: explanation.fits,
@@ -112,6 +114,26 @@ impl State {
             waiting: open.waiting,
         };
         self.reply(open.token, Ok(Reply::Explained(response)));
+    }
+
+    /// The node that was asked for, if it is not connected.
+    fn absent_node(&self, constraints: &[Constraint]) -> Option<ExplainReason> {
+        let name = constraints.iter().find_map(|constraint| match constraint {
+            Constraint::Node(name) => Some(name),
+            Constraint::Label { .. } => None,
+        })?;
+        let Some(index) = self.nodes.find(name) else {
+            return Some(ExplainReason {
+                nodes: 0,
+                reason: "unknown_node".to_owned(),
+                text: format!("no node is called {name}"),
+            });
+        };
+        (!self.nodes.is_connected(index)).then(|| ExplainReason {
+            nodes: 1,
+            reason: "offline".to_owned(),
+            text: format!("node {name} is offline"),
+        })
     }
 
     pub(crate) fn explain_failed(&mut self, number: u64, text: &str) {

@@ -206,6 +206,7 @@ impl State {
             .more
             .as_ref()
             .and_then(|more| more.trouble.as_ref())
+            .filter(|(_, text)| !text.is_empty())
             .map(|(_, text)| format!("; its last attempt: {text}"))
             .unwrap_or_default();
         let text = match instance.phase {
@@ -216,6 +217,10 @@ impl State {
             Phase::Uncertain => "its start was under way when the connection to the scheduler \
                                  broke; the nodes are being asked"
                 .to_owned(),
+            Phase::Starting if self.template(slot).spec.await_inputs > 0 => format!(
+                "its {} input files are brought to its node",
+                self.template(slot).spec.await_inputs
+            ),
             Phase::Starting | Phase::Running | Phase::Ending => return None,
         };
         Some(text + &trouble)

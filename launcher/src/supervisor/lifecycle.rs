@@ -3,7 +3,8 @@
 use super::record::{Record, Stage};
 use super::tombstones::Tombstone;
 use super::{
-    Durable, END_REPEAT, Effect, Found, Job, RECEIVED_REPORT, RUNNING_REPORT, StopCause, Supervisor,
+    Durable, END_REPEAT, Effect, Found, INPUTS_LIMIT, Job, RECEIVED_REPORT, RUNNING_REPORT,
+    StopCause, Supervisor,
 };
 use crate::moment::Moment;
 use pronto_payloads::demand::Runtime;
@@ -67,7 +68,18 @@ impl Supervisor {
             return;
         }
         record.stage = Stage::Inputs(record.job.body.await_inputs);
-        self.start_when_ready(now, id, effects);
+        self.await_inputs(now, id, effects);
+    }
+
+    /// Starts it if nothing is missing; otherwise the next file must come in time.
+    fn await_inputs(&mut self, now: Moment, id: AttemptId, effects: &mut Vec<Effect>) {
+        let stage = self.records.get(&id).map(|record| record.stage);
+        if let Some(Stage::Inputs(1..)) = stage {
+            self.deadline_at(now, id, now.after(INPUTS_LIMIT), effects);
+        } else {
+            self.clear_deadline(id);
+            self.start_when_ready(now, id, effects);
+        }
     }
 
     pub(super) fn input_arrived(&mut self, now: Moment, id: AttemptId, effects: &mut Vec<Effect>) {
@@ -76,7 +88,7 @@ impl Supervisor {
         };
         if let Stage::Inputs(missing) = &mut record.stage {
             *missing = missing.saturating_sub(1);
-            self.start_when_ready(now, id, effects);
+            self.await_inputs(now, id, effects);
         }
     }
 
@@ -153,7 +165,7 @@ impl Supervisor {
         [timeout, fence].into_iter().flatten().min()
     }
 
-    fn deadline_at(&mut self, now: Moment, id: AttemptId, at: Moment, effects: &mut Vec<Effect>) {
+    fn clear_deadline(&mut self, id: AttemptId) {
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
@@ -162,6 +174,13 @@ impl Supervisor {
         {
             self.alarms.remove(&(old, id));
         }
+    }
+
+    fn deadline_at(&mut self, now: Moment, id: AttemptId, at: Moment, effects: &mut Vec<Effect>) {
+        self.clear_deadline(id);
+        let Some(record) = self.records.get_mut(&id) else {
+            return;
+        };
         if record.stopping.is_some() || record.is_ended() {
             return;
         }
@@ -218,7 +237,13 @@ impl Supervisor {
             // What ended by itself while a STOP was on its way has ended by itself.
             Some(cause) if at >= record.stopping_since => End {
                 cause: cause.end_cause(),
-                message: stop_message(&end),
+                message: match record.stage {
+                    Stage::Inputs(missing @ 1..) if cause == StopCause::TimedOut => format!(
+                        "no input file came for {} minutes, and {missing} are missing",
+                        INPUTS_LIMIT.as_secs() / 60
+                    ),
+                    _ => stop_message(&end),
+                },
             },
             _ => end,
         });
@@ -253,10 +278,7 @@ impl Supervisor {
         if record.durable {
             effects.push(Effect::Keep(files));
         }
-        let deadline = record.deadline_at.take();
-        if let Some(at) = deadline.filter(|at| record.report_at != Some(*at)) {
-            self.alarms.remove(&(at, id));
-        }
+        self.clear_deadline(id);
         self.waiting.remove(&id);
         self.ended += 1;
         self.status_soon(now);
@@ -377,14 +399,7 @@ impl Supervisor {
 
     fn deadline_passed(&mut self, now: Moment, id: AttemptId, effects: &mut Vec<Effect>) {
         let fence = self.fence_of(id);
-        let Some(record) = self.records.get_mut(&id) else {
-            return;
-        };
-        if let Some(at) = record.deadline_at.take()
-            && record.report_at != Some(at)
-        {
-            self.alarms.remove(&(at, id));
-        }
+        self.clear_deadline(id);
         let cause = if fence.is_some_and(|fence| fence <= now) {
             StopCause::LeaseExpired
         } else {

@@ -54,6 +54,8 @@ pub const LEASE_RETRY: Duration = Duration::from_millis(200);
 pub const END_REPEAT: Duration = Duration::from_secs(5);
 /// An attempt that is still Received or Preparing after this says so; before, PLACED says enough.
 pub const RECEIVED_REPORT: Duration = Duration::from_secs(1);
+/// An attempt whose input files stop coming for so long is ended: whoever was to bring them is gone.
+pub const INPUTS_LIMIT: Duration = Duration::from_secs(600);
 /// On a node with more to do, a start is told this much later, so that a short task's end can
 /// overtake and replace it.
 pub const RUNNING_REPORT: Duration = Duration::from_millis(5);

@@ -1,4 +1,4 @@
-//! `examples/launcher.py`, a launcher written from PROTOCOL.md alone, against a scheduler's end of
+//! `examples/careful_launcher.py`, a launcher written from PROTOCOL.md alone, against a scheduler's end of
 //! a real session: what it says, and what it makes of what it is told.
 
 use crate::samples::{OWNER, body};
@@ -245,7 +245,7 @@ async fn joined() -> (Fixture, Scheduler) {
     let child = Command::new("python3")
         .arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../examples/launcher.py"
+            "/../examples/careful_launcher.py"
         ))
         .args(["--address", &address])
         .arg("--cert")

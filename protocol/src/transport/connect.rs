@@ -214,7 +214,7 @@ async fn handshake(mut stream: TcpStream, mut tls: Tls) -> Result<Shaken, WireEr
     let mut unsent = Vec::new();
     let mut early = Vec::new();
     loop {
-        take_refusal();
+        let _of_another_connection = take_refusal();
         let pumped = tls.pump(&mut unread, &mut unsent, &mut |plain| {
             early.extend_from_slice(plain)
         });

@@ -25,5 +25,5 @@ pub use credentials::{Credentials, CredentialsError, TlsFiles};
 pub use follow::follow_files;
 pub use link::{Link, LinkClosed, LinkReceiver, LinkSender};
 pub use ops::{OpsHandler, OpsReply, serve_ops};
-pub use verify::VerifyError;
+pub use verify::{VerifyError, take_refusal};
 pub use wire::{DetachedWire, Flush, Wire, WireError, read_frames};

@@ -125,8 +125,9 @@ thread_local! {
 }
 
 /// Why a verifier has refused since the last call on this thread. To be called before a step of a
-/// handshake, to forget, and after it failed, to learn.
-pub(crate) fn take_refusal() -> Option<VerifyError> {
+/// handshake, to forget, or right after it failed, to learn.
+#[must_use]
+pub fn take_refusal() -> Option<VerifyError> {
     REFUSAL.take()
 }
 

@@ -40,7 +40,6 @@ mod streams;
 pub use counters::{Counters, SEARCH_BUCKETS};
 pub use outlet::{Effect, Effects, Nanos, Outgoing, Outlet, Queued, SessionId};
 
-use crate::quiet::Quiet;
 use crate::table::{NodeIndex, NodeTable, TableConfig};
 use activation::Activation;
 use bytes::Bytes;
@@ -49,7 +48,7 @@ use node::Node;
 use pronto_payloads::ids::{ControllerEpoch, Generation, OwnerId, Seq, SessionEpoch, Term};
 use pronto_payloads::node::Lease;
 use pronto_payloads::place::StartStamp;
-use pronto_protocol::{Frame, Purpose, Role};
+use pronto_protocol::{Frame, Purpose, Quiet, Role};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use streams::Streams;

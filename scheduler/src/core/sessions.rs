@@ -52,7 +52,7 @@ impl Broker {
         };
         if let Err((operand, refusal)) = outcome {
             self.counters.sessions_refused += 1;
-            if let Some(left_out) = self.quiet_sessions.line(now) {
+            if let Some(left_out) = self.quiet_sessions.line(now.0) {
                 warn!(%role, name, reason = refusal.text, left_out, "session refused");
             }
             out.refuse(session, operand, refusal);

@@ -27,7 +27,7 @@ impl Broker {
         let session = node.session;
         if let Err(text) = self.take_in_status(now, index, operand, payload) {
             self.counters.bad_statuses += 1;
-            if let Some(left_out) = self.quiet_statuses.line(now) {
+            if let Some(left_out) = self.quiet_statuses.line(now.0) {
                 let node = &self.nodes[&index].name;
                 warn!(node, error = text, left_out, "status not accepted");
             }

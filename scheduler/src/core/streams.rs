@@ -350,7 +350,8 @@ impl Broker {
             stream.controller == session
                 || matches!(stream.state, State::Open { launcher } if launcher == session)
         };
-        self.break_streams(of_session, "the bulk session has ended", out);
+        let text = "the connection to its node's launcher broke";
+        self.break_streams(of_session, text, out);
     }
 
     pub(super) fn end_held_streams_of_node<O: Outlet>(&mut self, index: NodeIndex, out: &mut O) {

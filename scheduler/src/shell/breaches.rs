@@ -1,7 +1,7 @@
 //! What peers do that they must not: counted always, logged some times a second.
 
 use super::sessions::nanos_since;
-use crate::quiet::Quiet;
+use pronto_protocol::Quiet;
 use pronto_protocol::transport::WireError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -55,6 +55,6 @@ impl Breaches {
 
     fn line(&self, quiet: &Mutex<Quiet>) -> Option<u64> {
         let mut quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        quiet.line(nanos_since(self.began))
+        quiet.line(nanos_since(self.began).0)
     }
 }

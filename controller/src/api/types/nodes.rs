@@ -225,7 +225,8 @@ pub struct ExplainResponse {
 pub struct ExplainReason {
     pub nodes: u32,
     /// Stable for scripts: `maintenance`, `reports_full`, `queue_full`, `backed_off`, `schema`,
-    /// `runtime`, `not_this_node`, `label`, `too_small`, `lacks`.
+    /// `runtime`, `not_this_node`, `label`, `too_small`, `lacks`; `offline` and `unknown_node` tell of
+    /// the node that was asked for, which is not among the connected ones.
     pub reason: String,
     /// In words: `40 nodes lack memory`.
     pub text: String,

@@ -624,6 +624,39 @@ fn inputs_are_waited_for_and_a_timeout_ends_it() {
 }
 
 #[test]
+fn inputs_that_stop_coming_end_it_with_a_word() {
+    let mut node = Node::ready();
+    let id = attempt(1, 1);
+    let body = StartBody {
+        await_inputs: 2,
+        ..body()
+    };
+    node.start_with(id, &Demand::default(), &body);
+    node.step(Event::Prepared(id));
+    let limit_ms = u64::try_from(INPUTS_LIMIT.as_millis()).unwrap();
+    node.wait_ms(limit_ms - 1);
+    node.step(Event::InputArrived(id));
+    node.wait_ms(limit_ms - 1);
+    assert!(!node.took(|effect| matches!(effect, Effect::Stop { .. })));
+    node.wait_ms(1);
+    assert!(node.took(|effect| matches!(effect, Effect::Stop { .. })));
+    node.reports();
+    node.end(
+        id,
+        End {
+            cause: EndCause::Stopped,
+            message: String::new(),
+        },
+    );
+    let end = node.report().end.unwrap();
+    assert_eq!(end.cause, EndCause::TimedOut);
+    assert_eq!(
+        end.message,
+        "no input file came for 10 minutes, and 1 are missing"
+    );
+}
+
+#[test]
 fn delete_ends_what_runs_and_forbids_it_for_good() {
     let mut node = Node::ready();
     let id = attempt(1, 1);
