@@ -646,7 +646,7 @@ mod tests {
             "'name' is there twice",
         );
         said(
-            "command: [ls]\nname:\n",
+            "command: [ls]\nenv: {A: }\n",
             "job.yaml:2:",
             "a value is missing",
         );

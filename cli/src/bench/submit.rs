@@ -7,12 +7,12 @@
 
 use super::figures::{as_f64, compared, micros, plain};
 use super::{Report, Row, nanoseconds, parameters, unless_interrupted};
-use crate::client::{Client, path};
+use crate::client::Client;
 use crate::dev::layout::Layout;
 use crate::dev::{self, process::Process, supervisor};
 use crate::exit::{Exit, Failure};
 use crate::run::streams::Sink;
-use crate::run::{follow_output, submit};
+use crate::run::{follow_output, progress_after, submit};
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use pronto_controller::api::types as api;
@@ -28,8 +28,8 @@ use uuid::Uuid;
 const PROGRAM: &str = "/bin/true";
 /// Requests that are under way at once in the second part; together they hold `--parallel`.
 const SUBMITTERS: u32 = 4;
-/// How often a submitter looks at its submission: a count in the controller's memory.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// How long one look at a submission waits for its end.
+const LOOK: Duration = Duration::from_secs(1);
 /// A submission that has not ended by then never will.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Share of this machine's cores that all instances under way ask for, in thousandths of one.
@@ -259,10 +259,9 @@ async fn many_at_once(args: &SubmitArgs, layout: &Layout, count: u32) -> Result<
 
 /// Waits until all of a submission has ended, and well.
 async fn ended(client: &mut Client, admitted: &api::SubmitResponse) -> Result<(), Failure> {
-    let to = path(&["submissions", &admitted.submission.to_string()]);
     let began = Instant::now();
     loop {
-        let progress: api::Submission = client.get(&to).await?;
+        let progress = progress_after(client, admitted.submission, LOOK).await?;
         if progress.ended >= progress.count {
             let name = api::InstanceState::Succeeded.name();
             let well = progress.states.get(name).copied().unwrap_or(0);
@@ -281,7 +280,6 @@ async fn ended(client: &mut Client, admitted: &api::SubmitResponse) -> Result<()
                 "after {LIMIT:?} a submission is {states:?}"
             )));
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

@@ -444,12 +444,17 @@ async fn wait_for_submission(
     client: &mut Client,
     admitted: &api::SubmitResponse,
 ) -> Result<Option<api::Submission>, Failure> {
-    let to = path(&["submissions", &admitted.submission.to_string()]);
     let bar = terminal::progress(admitted.instances.len() as u64, "ended");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut wait = LOOK_INTERVAL;
     loop {
-        let progress: api::Submission = client.get(&to).await?;
+        let progress = tokio::select! {
+            progress = progress_after(client, admitted.submission, wait) => progress?,
+            _ = interrupt.recv() => {
+                bar.abandon();
+                return Ok(None);
+            }
+        };
         bar.set_position(progress.ended.into());
         let running = progress
             .states
@@ -461,15 +466,21 @@ async fn wait_for_submission(
             bar.finish_and_clear();
             return Ok(Some(progress));
         }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            _ = interrupt.recv() => {
-                bar.abandon();
-                return Ok(None);
-            }
-        }
         wait = (wait * 2).min(PROGRESS_INTERVAL);
     }
+}
+
+/// How far a submission is after this time, or as soon as it has ended.
+pub(crate) async fn progress_after(
+    client: &mut Client,
+    submission: Uuid,
+    wait: Duration,
+) -> Result<api::Submission, Failure> {
+    let asked = api::SubmissionQuery {
+        wait_ms: u64::try_from(wait.as_millis()).ok(),
+    };
+    let to = path(&["submissions", &submission.to_string()]);
+    client.get(&query(to, &asked)?).await
 }
 
 async fn name_failures(client: &mut Client, admitted: &api::SubmitResponse) -> Result<(), Failure> {

@@ -4,7 +4,8 @@ use super::body::{HungUp, Pipe, pipe};
 use super::reply::{Caller, Json, Path, Query, invalid, json, ok, streamed};
 use super::types::{
     ErrorBody, ErrorCode, Instance, InstanceDetail, InstanceList, InstanceState, ListInstances,
-    OneQuery, RestartRequest, StopRequest, Submission, SubmitRequest, SubmitResponse,
+    OneQuery, RestartRequest, StopRequest, Submission, SubmissionQuery, SubmitRequest,
+    SubmitResponse,
 };
 use super::{App, Target, internal};
 use crate::numbers::NONCE_BITS;
@@ -30,6 +31,8 @@ const MAX_PAGE: usize = 1000;
 const SHOWN_EVENTS: usize = 50;
 /// Silence after which a watcher gets a sign of life.
 const ALIVE: Duration = Duration::from_secs(15);
+/// The longest wait for a submission's end: below what proxies and clients have patience for.
+const SUBMISSION_WAIT_MS: u64 = 30_000;
 
 /// FNV-1a over a request's content: tells a repetition from a reuse of its id.
 fn digest(request: &SubmitRequest) -> Result<u64, Refused> {
@@ -502,13 +505,28 @@ pub(crate) async fn remove(
 
 /// The progress of a submission, by its request id.
 #[utoipa::path(get, path = "/v1/submissions/{request_id}", tag = "instances",
-    params(("request_id" = Uuid, Path)),
+    params(("request_id" = Uuid, Path), SubmissionQuery),
     responses((status = 200, body = Submission), (status = "4XX", body = ErrorBody)))]
 pub(crate) async fn submission(
     State(app): State<Arc<App>>,
     Caller(actor): Caller,
     Path(request): Path<Uuid>,
+    Query(query): Query<SubmissionQuery>,
 ) -> Result<Response, Refused> {
+    let wait_ms = query.wait_ms.unwrap_or(0).min(SUBMISSION_WAIT_MS);
+    if wait_ms > 0 {
+        let mut ended = app.hub.follow_submission(request);
+        ended.mark_unchanged();
+        let found = app.ask(&actor, Call::Submission(request)).await;
+        if let Ok(Reply::Submission(found)) = &found
+            && found.ended < found.count
+        {
+            let limit = Duration::from_millis(wait_ms);
+            let _ended_or_not = tokio::time::timeout(limit, ended.changed()).await;
+        }
+        drop(ended);
+        app.hub.unfollow_submission(request);
+    }
     if let Reply::Submission(found) = app.ask(&actor, Call::Submission(request)).await? {
         return Ok(ok(&found));
     }

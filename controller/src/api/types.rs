@@ -23,7 +23,7 @@
 //! | `GET /v1/instances/{id}/files` | [`FileQuery`] | framed stream (channel 3), ends with [`FileEnd`] |
 //! | `PUT /v1/instances/{id}/files` | [`PutFileQuery`], raw bytes, `Content-Length` | [`FileEnd`] |
 //! | `GET /v1/instances/{id}/listing` | [`ListingQuery`] | [`FileListing`] |
-//! | `GET /v1/submissions/{request_id}` | | [`Submission`]: counts by state, cheap |
+//! | `GET /v1/submissions/{request_id}` | [`SubmissionQuery`] | [`Submission`]: counts by state, cheap |
 //! | `GET /v1/workloads` | `?tenant=` | [`WorkloadList`] |
 //! | `POST /v1/workloads` | [`CreateWorkload`] | 201 [`Workload`] |
 //! | `GET /v1/workloads/{name}` | `?reveal=env` | [`Workload`] |

@@ -358,6 +358,8 @@ pub struct Change {
     pub seq: u64,
     pub tenant: Arc<str>,
     pub submission: Uuid,
+    /// With this all of its submission has ended.
+    pub submission_ended: bool,
     pub state: InstanceState,
     /// Its node, once it is placed.
     pub node: Option<Arc<str>>,

@@ -113,6 +113,14 @@ pub(crate) struct Submission {
     pub(crate) waiters: Vec<(Token, bool)>,
 }
 
+impl Submission {
+    /// Whether no instance of it lives any more.
+    fn has_ended(&self) -> bool {
+        let mut counts = InstanceState::ALL.iter().zip(&self.states);
+        counts.all(|(state, &count)| state.is_end() || count == 0)
+    }
+}
+
 /// Tenant, workload and spec: equal ones share a template.
 pub(crate) type TemplateKey = (Arc<str>, Option<Arc<str>>, Arc<Spec>);
 
@@ -352,6 +360,7 @@ impl State {
             seq: instance.seq,
             tenant: Arc::clone(&entry.row.tenant),
             submission: entry.row.request,
+            submission_ended: entry.has_ended(),
             state: instance.state,
             node: self.nodes.name_of(instance.node),
             end_committed_ns: instance

@@ -106,6 +106,19 @@ async fn a_batch_has_progress_and_lists_page_through_it() {
     let path = format!("/v1/submissions/{}", submitted.submission);
     let progress: Submission = client.get(&path).await.expect(200);
     assert_eq!((progress.ended, progress.states["succeeded"]), (250, 250));
+    let waited = submit(&mut client, sim(60_000, 0), 1).await;
+    let path = format!("/v1/submissions/{}?wait_ms=", waited.submission);
+    let progress: Submission = client.get(&format!("{path}1")).await.expect(200);
+    assert_eq!(progress.ended, 0, "its time is up before it has ended");
+    let began = std::time::Instant::now();
+    let mut beside = cluster.admin().await;
+    let waiting =
+        tokio::spawn(async move { beside.get(&format!("{path}30000")).await.expect(200) });
+    let stop = format!("/v1/instances/{}/stop", waited.instances[0]);
+    client.post(&stop, &json!({})).await.expect::<Value>(202);
+    let progress: Submission = waiting.await.unwrap();
+    assert_eq!(progress.ended, 1);
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     let running = submit(&mut client, sim(60_000, 0), 30).await;
     let mut seen = Vec::new();
     let mut after = String::new();
@@ -119,12 +132,13 @@ async fn a_batch_has_progress_and_lists_page_through_it() {
         }
     }
     let mut expected: Vec<Uuid> = submitted.instances.clone();
+    expected.extend(&waited.instances);
     expected.extend(&running.instances);
     expected.reverse();
     assert_eq!(seen, expected, "newest first, each once");
     let path = "/v1/instances?state=ended&limit=1000";
     let ended: InstanceList = client.get(path).await.expect(200);
-    assert_eq!(ended.instances.len(), 250);
+    assert_eq!(ended.instances.len(), 251);
     let path = "/v1/instances?state=live&limit=1000";
     let live: InstanceList = client.get(path).await.expect(200);
     assert_eq!(live.instances.len(), 30);

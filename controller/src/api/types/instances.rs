@@ -440,6 +440,16 @@ pub struct FileListing {
     pub paths: Vec<String>,
 }
 
+/// The query of a submission's progress.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct SubmissionQuery {
+    /// Answer as soon as all of it has ended, and after so many milliseconds at the latest, at most
+    /// 30,000. [default: 0, at once]
+    pub wait_ms: Option<u64>,
+}
+
 /// The query of a route about one instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
