@@ -54,3 +54,22 @@ fn show_says_who_and_for_how_long() {
     assert_eq!(json["ca"], true);
     assert_eq!(json["uris"][0], "spiffe://pronto");
 }
+
+/// Whose certificate it is, and that it is of another cluster: not what a library calls it.
+#[test]
+fn a_certificate_of_another_cluster_is_told_in_words() {
+    let scratch = Scratch::new("foreign");
+    scratch.run("cert init --dir ours");
+    scratch.run("cert init --dir theirs");
+    scratch.run("cert issue --ca-dir theirs --role admin --name eve --dir theirs");
+    let refused = scratch.run(
+        "list nodes --controller localhost:1 --ca ours/ca.crt --cert theirs/eve.crt \
+         --key theirs/eve.key",
+    );
+    assert_eq!(refused.code, 2);
+    let said = refused.transcript();
+    assert!(
+        said.contains("admin/eve was not issued by this cluster's CA"),
+        "{said}"
+    );
+}

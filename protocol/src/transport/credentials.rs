@@ -322,7 +322,14 @@ impl Loaded {
         let now = UnixTime::now();
         trust
             .verify(&chain, now, KeyUsage::client_auth())
-            .or_else(|_| trust.verify(&chain, now, KeyUsage::server_auth()))
+            .or_else(|refusal| {
+                let as_server = trust.verify(&chain, now, KeyUsage::server_auth());
+                // That it may not be a server's says nothing of a client's certificate.
+                as_server.map_err(|other| match refusal {
+                    VerifyError::Invalid { .. } => other,
+                    refusal => refusal,
+                })
+            })
             .map_err(|source| CredentialsError::Refused {
                 path: path.clone(),
                 source,
