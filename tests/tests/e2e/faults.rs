@@ -78,6 +78,31 @@ fn a_restarted_launcher_adopts_what_runs() {
     assert_eq!(cluster.must(&["logs", id]), "before\nafter\n");
 }
 
+/// Who follows a log sees it go on, each line once, while its launcher is killed and comes back.
+#[test]
+fn a_followed_log_goes_on_behind_its_launchers_end() {
+    let cluster = Cluster::start("follow", 1);
+    let (go, end) = (cluster.scratch("go"), cluster.scratch("end"));
+    let wait =
+        |file: &std::path::Path| format!("while [ ! -e {} ]; do sleep 0.05; done", file.display());
+    let script = format!("echo before; {}; echo after; {}", wait(&go), wait(&end));
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", &script]);
+    let log = cluster.scratch("followed");
+    let mut follower = cluster
+        .command(["logs", "-f", id.trim()])
+        .stdout(std::fs::File::create(&log).expect("a file"))
+        .spawn()
+        .expect("pronto starts");
+    let read = || std::fs::read_to_string(&log).expect("a file");
+    wait_until("the first line", || read() == "before\n");
+    cluster.kill("launcher");
+    std::fs::write(&go, "").expect("a file");
+    wait_until("the second line", || read() == "before\nafter\n");
+    std::fs::write(&end, "").expect("a file");
+    assert!(follower.wait().expect("a child").success());
+    assert_eq!(read(), "before\nafter\n");
+}
+
 /// An exit while the controller is dead is found when it is back.
 #[test]
 fn an_end_while_the_controller_is_down_is_found() {
