@@ -8,6 +8,7 @@
 
 mod body;
 mod events;
+mod exec;
 mod files;
 mod instances;
 mod nodes;

@@ -55,6 +55,10 @@ pub struct ControllerConfig {
     /// Connections of users at once, 16 to 100,000; each takes a file descriptor. Default: 4,096.
     #[serde(default = "default_max_connections")]
     pub max_connections: usize,
+    /// A node that says nothing for so long while a file is copied from or to it is given up, in
+    /// milliseconds, 1,000 to 100,000: the command line waits for two minutes. Default: 60,000.
+    #[serde(default = "default_file_silence_ms")]
+    pub file_silence_ms: u64,
     /// The quota of the tenant `default` in a new store, and of new tenants. Absent keys have no
     /// limit. Absent table: 100,000 instances, 10,000 cores, 40 TiB of memory, 400 TiB of disk,
     /// 10,000 GPUs.
@@ -108,6 +112,10 @@ const fn default_max_connections() -> usize {
     4_096
 }
 
+const fn default_file_silence_ms() -> u64 {
+    60_000
+}
+
 fn default_quota() -> QuotaLimits {
     Settings::default().default_quota
 }
@@ -152,6 +160,7 @@ impl ControllerConfig {
             events_retention_ms: default_events_retention_ms(),
             max_living: default_max_living(),
             max_connections: default_max_connections(),
+            file_silence_ms: default_file_silence_ms(),
             default_quota: default_quota(),
             default_runtimes: default_runtimes(),
             default_submit_rate_per_s: None,
@@ -210,6 +219,7 @@ impl ControllerConfig {
             ),
             ("max_living", self.max_living as u64, 1_000, 100_000_000),
             ("max_connections", self.max_connections as u64, 16, 100_000),
+            ("file_silence_ms", self.file_silence_ms, 1_000, 100_000),
         ];
         for (key, found, least, most) in ranges {
             if found < least || found > most {

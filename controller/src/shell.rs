@@ -194,7 +194,12 @@ impl Controller {
             Arc::clone(&metrics),
             session.clone(),
         );
-        let streams = Streams::new(meta.owner, session.clone(), Arc::clone(&credentials));
+        let streams = Streams::new(
+            meta.owner,
+            session.clone(),
+            Arc::clone(&credentials),
+            Duration::from_millis(config.file_silence_ms),
+        );
         tokio::spawn(dialer::dial(
             config.schedulers.clone(),
             Arc::clone(&credentials),

@@ -51,6 +51,8 @@ struct Inner {
     owner: OwnerId,
     session: Session,
     credentials: Arc<Credentials>,
+    /// How long a node may say nothing while a file is copied.
+    file_silence: Duration,
     connecting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
@@ -76,6 +78,8 @@ pub(crate) struct Stream {
     taken_bytes: u32,
     credit_bytes: u32,
     ended: bool,
+    /// How long nothing may come while something is waited for.
+    silence: Option<Duration>,
 }
 
 fn unreachable(text: impl Into<String>) -> StreamEnd {
@@ -92,12 +96,18 @@ impl Inner {
 }
 
 impl Streams {
-    pub(crate) fn new(owner: OwnerId, session: Session, credentials: Arc<Credentials>) -> Self {
+    pub(crate) fn new(
+        owner: OwnerId,
+        session: Session,
+        credentials: Arc<Credentials>,
+        file_silence: Duration,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 owner,
                 session,
                 credentials,
+                file_silence,
                 connecting: tokio::sync::Mutex::new(()),
                 state: Mutex::new(State::default()),
             }),
@@ -127,6 +137,14 @@ impl Streams {
             state.idle_since = None;
             id
         };
+        // Commands and logs may have nothing to say for days.
+        let is_of_files = matches!(
+            request,
+            StreamRequest::CopyOut { .. }
+                | StreamRequest::CopyIn { .. }
+                | StreamRequest::List { .. }
+        );
+        let silence = is_of_files.then_some(self.inner.file_silence);
         let mut payload = Vec::new();
         let to = ToNode {
             node: node.to_owned(),
@@ -147,6 +165,7 @@ impl Streams {
             taken_bytes: 0,
             credit_bytes: 0,
             ended: false,
+            silence,
         };
         stream.send(Frame::request(Operand::StreamOpen, id, payload))?;
         Ok(stream)
@@ -260,9 +279,17 @@ impl Stream {
 
     /// The next thing that comes. After an end nothing does. Safe to drop while it waits.
     pub(crate) async fn next(&mut self) -> Incoming {
-        let incoming = match self.incoming.recv().await {
-            Some(incoming) => incoming,
-            None => Incoming::End(unreachable("the stream has ended")),
+        let incoming = match self.silence {
+            Some(silence) => tokio::time::timeout(silence, self.incoming.recv()).await,
+            None => Ok(self.incoming.recv().await),
+        };
+        let incoming = match incoming {
+            Ok(Some(incoming)) => incoming,
+            Ok(None) => Incoming::End(unreachable("the stream has ended")),
+            Err(_) => Incoming::End(unreachable(format!(
+                "the node has said nothing for {:?}",
+                self.silence.unwrap_or_default()
+            ))),
         };
         match &incoming {
             Incoming::Credit(bytes) => {
@@ -301,6 +328,18 @@ impl Stream {
                     return Err(end);
                 }
             }
+            self.write_granted(channel, &mut bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Sends as much of these bytes as its credit allows now; the rest stays in them.
+    pub(crate) fn write_granted(
+        &mut self,
+        channel: Channel,
+        bytes: &mut Bytes,
+    ) -> Result<(), StreamEnd> {
+        while !bytes.is_empty() && self.credit_bytes > 0 {
             let part = bytes.len().min(CHUNK_BYTES).min(self.credit_bytes as usize);
             let part = bytes.split_to(part);
             self.credit_bytes -= u32::try_from(part.len()).unwrap_or(self.credit_bytes);

@@ -194,6 +194,9 @@ pub(crate) struct ExecArgs {
     /// The instance: its id, the end of it, or its name
     #[arg(value_name = "INSTANCE")]
     pub(crate) instance: String,
+    /// Send standard input to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
     /// Program and arguments
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub(crate) command: Vec<String>,

@@ -3,7 +3,7 @@
 use super::Body;
 use crate::exit::{Exit, Failure};
 use anyhow::Context;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -70,6 +70,15 @@ pub(crate) fn end<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     Ok(serde_json::from_slice(bytes).context("the end of the stream is not understood")?)
 }
 
+/// One frame as it travels.
+pub(super) fn encode(channel: u8, bytes: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + bytes.len());
+    frame.put_u8(channel);
+    frame.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    frame.put_slice(bytes);
+    frame.freeze()
+}
+
 /// Bytes in, frames out.
 #[derive(Default)]
 struct FrameDecoder {
@@ -108,6 +117,8 @@ mod tests {
     #[test]
     fn frames_are_found_however_the_bytes_are_cut() {
         let wire = b"\x01\x02\0\0\0hi\x02\0\0\0\0\x00\x02\0\0\0{}";
+        let made = [encode(1, b"hi"), encode(2, b""), encode(0, b"{}")].concat();
+        assert_eq!(made, wire);
         for cut in 0..wire.len() {
             let mut decoder = FrameDecoder::default();
             let mut frames = Vec::new();

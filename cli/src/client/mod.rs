@@ -24,7 +24,9 @@ use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, USE
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use pronto_controller::api::types::{ErrorBody, ErrorCode, SHA256_HEADER};
+use pronto_controller::api::types::{
+    CHANNEL_END, ErrorBody, ErrorCode, FRAMES_CONTENT_TYPE, SHA256_HEADER,
+};
 use pronto_protocol::identity::Role;
 use pronto_protocol::transport::{Credentials, TlsFiles, connect_tcp, take_refusal};
 use rustls_pki_types::ServerName;
@@ -266,6 +268,24 @@ impl Client {
         Ok(Frames::new(response.into_body(), self.connection.take()))
     }
 
+    /// POSTs a document with a body of unknown length behind it, once, and reads a framed stream
+    /// meanwhile. `body` makes the whole of what its argument begins.
+    pub(crate) async fn open_both(
+        &mut self,
+        path: &str,
+        document: &impl Serialize,
+        body: impl FnOnce(Bytes) -> Body,
+    ) -> Result<Frames, Failure> {
+        let document = serde_json::to_vec(document).map_err(anyhow::Error::from)?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(CONTENT_TYPE, FRAMES_CONTENT_TYPE);
+        let body = body(frames::encode(CHANNEL_END, &document));
+        let response = self.send_streamed(request, path, body).await?;
+        Ok(Frames::new(response.into_body(), self.connection.take()))
+    }
+
     /// Opens a stream of server-sent events.
     pub(crate) async fn events(&mut self, path: &str) -> Result<sse::Events, Failure> {
         let response = self.answer(&Call::get(path)).await?;
@@ -294,6 +314,15 @@ impl Client {
         if let Some(sha256) = sha256 {
             request = request.header(SHA256_HEADER, sha256);
         }
+        self.send_streamed(request, path, body).await
+    }
+
+    async fn send_streamed(
+        &mut self,
+        request: hyper::http::request::Builder,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
         let (mut sender, authority) = self.sender().await?;
         let request = self.headed(request, &authority, body)?;
         let response = sender

@@ -5,6 +5,7 @@ use crate::client::{Client, frames, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome, own_code};
 use crate::output::say;
 use crate::run::files::{self, Remote};
+use crate::run::stdin;
 use crate::run::streams::{Sink, copy_output};
 use pronto_controller::api::types as api;
 
@@ -40,7 +41,11 @@ pub(crate) async fn exec(mut client: Client, args: &ExecArgs) -> Outcome {
     let request = api::ExecRequest {
         command: args.command.clone(),
     };
-    let mut frames = client.open_with(&to, &request).await?;
+    let mut frames = if args.interactive {
+        client.open_both(&to, &request, stdin::body).await?
+    } else {
+        client.open_with(&to, &request).await?
+    };
     let mut sink = Sink::own();
     while let Some((channel, bytes)) = frames.next().await? {
         if channel != api::CHANNEL_END {

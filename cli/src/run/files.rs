@@ -16,6 +16,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// One read of a file.
@@ -25,6 +27,9 @@ const CHUNKS: usize = 4;
 /// A node that has just taken an instance may need this long until it takes its files.
 const TAKE_LIMIT: Duration = Duration::from_secs(30);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// A copy in which nothing has moved for so long has failed. The controller gives up a silent node
+/// sooner; this is for a silent controller.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// What a file that is brought from standard input may be written by.
 const DEFAULT_MODE: u32 = 0o644;
 
@@ -200,6 +205,7 @@ async fn bring_once(
     };
     let to = query(path(&["instances", &target.instance, "files"]), &asked)?;
     let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(CHUNKS);
+    let (progress, moved) = watch::channel(());
     let hashing = tokio::spawn(async move {
         let mut hash = Sha256::new();
         let mut content = content;
@@ -218,6 +224,7 @@ async fn bring_once(
                     if sender.send_data(chunk).await.is_err() {
                         return None;
                     }
+                    progress.send_replace(());
                 }
                 Err(error) => {
                     sender.abort(error);
@@ -228,9 +235,8 @@ async fn bring_once(
         Some(hex(&hash.finalize()))
     });
     let body: Body = body.boxed();
-    let response = client
-        .upload(Method::PUT, &to, Some(length), None, body)
-        .await?;
+    let sending = client.upload(Method::PUT, &to, Some(length), None, body);
+    let response = unless_silent(sending, moved).await?;
     let end: api::FileEnd = read_document(response, &to).await?;
     if let Some(problem) = end.problem {
         return Err(Failure::new(Exit::Failed, problem));
@@ -241,6 +247,34 @@ async fn bring_once(
         return Err(Failure::new(Exit::Failed, what));
     }
     Ok(end)
+}
+
+/// Does the work, as long as something moves now and then.
+async fn unless_silent<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+    mut moved: watch::Receiver<()>,
+) -> Result<T, Failure> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        let moved = timeout(SILENCE_LIMIT, moved.changed());
+        tokio::select! {
+            done = &mut work => return done,
+            moved = moved => match moved {
+                Ok(Ok(())) => {}
+                // All was sent.
+                Ok(Err(_)) => break,
+                Err(_) => return Err(silent()),
+            },
+        }
+    }
+    timeout(SILENCE_LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(silent()))
+}
+
+fn silent() -> Failure {
+    let what = format!("nothing has moved for {SILENCE_LIMIT:?}");
+    Failure::new(Exit::Unreachable, what)
 }
 
 enum Content {
@@ -278,7 +312,11 @@ pub(crate) async fn fetch(
     let mut into = Target::open(source, target)?;
     let mut hash = Sha256::new();
     let mut bytes = 0_u64;
-    while let Some((channel, data)) = frames.next().await? {
+    loop {
+        let next = timeout(SILENCE_LIMIT, frames.next()).await;
+        let Some((channel, data)) = next.unwrap_or_else(|_| Err(silent()))? else {
+            break;
+        };
         match channel {
             api::CHANNEL_FILE => {
                 hash.update(&data);
@@ -442,6 +480,25 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_goes_on_as_long_as_something_moves() {
+        let (progress, moved) = watch::channel(());
+        let begun = tokio::time::Instant::now();
+        let moving = tokio::spawn(async move {
+            for _ in 0..3 {
+                tokio::time::sleep(SILENCE_LIMIT / 2).await;
+                progress.send_replace(());
+            }
+            std::future::pending::<()>().await;
+            drop(progress);
+        });
+        let never = std::future::pending::<Result<(), Failure>>();
+        let failure = unless_silent(never, moved).await.unwrap_err();
+        assert!(failure.to_string().contains("nothing has moved"));
+        assert_eq!(begun.elapsed(), SILENCE_LIMIT / 2 * 3 + SILENCE_LIMIT);
+        moving.abort();
+    }
 
     #[test]
     fn a_remote_file_is_told_from_one_here() {

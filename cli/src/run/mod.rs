@@ -7,23 +7,20 @@
 pub(crate) mod each;
 pub(crate) mod files;
 pub(crate) mod spec;
+pub(crate) mod stdin;
 pub(crate) mod streams;
 pub(crate) mod words;
 
 use crate::args::spec::{CreateInstanceArgs, RunArgs, SpecArgs};
-use crate::client::{Body, Client, path, query};
+use crate::client::{Client, path, query};
 use crate::commands::hint;
 use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::{Format, OutputArgs, print_value, say, terminal};
-use bytes::Bytes;
 use files::Remote;
-use http_body_util::BodyExt;
-use http_body_util::channel::Channel;
 use hyper::Method;
 use pronto_controller::api::types as api;
 use std::time::Duration;
 use streams::{Sink, copy_output};
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
@@ -37,9 +34,6 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Results stay on the node so long for us to fetch them.
 const KEEP_OUTPUTS_MS: u64 = 10 * 60 * 1000;
-/// Standard input under way at once: a few reads.
-const STDIN_CHUNKS: usize = 4;
-const STDIN_CHUNK_BYTES: usize = 32 * 1024;
 /// What a shell exits with where there is no such command.
 const NOT_FOUND: u8 = 127;
 /// Failed instances that are named after a batch.
@@ -70,7 +64,7 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
     }
     if args.interactive {
         let client = client.another();
-        tokio::spawn(send_stdin(client, id));
+        tokio::spawn(stdin::send(client, id));
     }
     let followed = match follow(&mut client, id, Sink::own()).await {
         Err(failure) if failure.is_reader_gone() => {
@@ -340,59 +334,6 @@ async fn wait_until(
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-/// Sends our standard input to an instance. One that would wait for ever for the rest of it is
-/// stopped: what it made of a part must not pass for the whole.
-async fn send_stdin(mut client: Client, id: Uuid) {
-    let Err(failure) = try_send_stdin(&mut client, id).await else {
-        return;
-    };
-    // Otherwise it reads no more, as `head` does, or has ended.
-    if !failure.may_pass() {
-        return;
-    }
-    let lives = wait_until(&mut client, id, |state| !state.is_end()).await;
-    if !matches!(lives, Ok(false)) {
-        eprintln!("{failure}");
-        eprintln!("pronto: its standard input was cut off, so it is stopped");
-        stop(&mut client, id).await;
-    }
-}
-
-/// Sends it, once the instance runs.
-async fn try_send_stdin(client: &mut Client, id: Uuid) -> Result<(), Failure> {
-    let running = |state| state == api::InstanceState::Running;
-    if !wait_until(client, id, running).await? {
-        return Ok(());
-    }
-    let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(STDIN_CHUNKS);
-    let reading = async move {
-        let mut stdin = tokio::io::stdin();
-        let mut buffer = vec![0; STDIN_CHUNK_BYTES];
-        loop {
-            match stdin.read(&mut buffer).await {
-                Ok(0) => return,
-                Ok(length) => {
-                    let chunk = Bytes::copy_from_slice(&buffer[..length]);
-                    if sender.send_data(chunk).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    sender.abort(error);
-                    return;
-                }
-            }
-        }
-    };
-    tokio::spawn(reading);
-    let to = path(&["instances", &id.to_string(), "stdin"]);
-    let body: Body = body.boxed();
-    client
-        .upload(Method::POST, &to, None, None, body)
-        .await
-        .map(drop)
 }
 
 /// `pronto create instance`.

@@ -1,11 +1,10 @@
-//! Commands inside an instance, its standard input, its files.
+//! Files of an instance, and its standard input; how streams to its node are opened.
 
 use super::body::pipe;
-use super::reply::{Caller, Json, Path, Query, invalid, nothing, ok, streamed};
+use super::reply::{Caller, Path, Query, invalid, nothing, ok, streamed};
 use super::types::{
-    CHANNEL_FILE, CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, ErrorCode, ExecEnd, ExecRequest,
-    FRAMES_CONTENT_TYPE, FileEnd, FileListing, FileQuery, ListingQuery, OneQuery, PutFileQuery,
-    SHA256_HEADER,
+    CHANNEL_FILE, ErrorBody, ErrorCode, FRAMES_CONTENT_TYPE, FileEnd, FileListing, FileQuery,
+    ListingQuery, OneQuery, PutFileQuery, SHA256_HEADER,
 };
 use super::{App, Target};
 use crate::planner::{Actor, Call, Refused, Reply};
@@ -75,7 +74,7 @@ async fn node_of(
     found.unwrap_or_else(|_| Err(nowhere()))
 }
 
-async fn open(
+pub(super) async fn open(
     app: &App,
     actor: &Actor,
     text: &str,
@@ -115,7 +114,7 @@ fn entry(request: &StreamRequest) -> Option<(&'static str, String)> {
 }
 
 /// A stream's failure as a refusal.
-fn failed(end: &StreamEnd) -> Refused {
+pub(super) fn failed(end: &StreamEnd) -> Refused {
     match end {
         StreamEnd::Complete { .. } => super::internal(),
         StreamEnd::Failed { kind, text } => {
@@ -136,7 +135,7 @@ fn failed(end: &StreamEnd) -> Refused {
     }
 }
 
-fn problem(end: &StreamEnd) -> Option<String> {
+pub(super) fn problem(end: &StreamEnd) -> Option<String> {
     match end {
         StreamEnd::Complete { .. } => None,
         StreamEnd::Failed { text, .. } => Some(text.clone()),
@@ -152,62 +151,6 @@ async fn first(stream: &mut Stream) -> Result<Incoming, Refused> {
             incoming => return Ok(incoming),
         }
     }
-}
-
-/// Runs a command inside a running instance.
-#[utoipa::path(post, path = "/v1/instances/{id}/exec", tag = "streams",
-    params(("id" = String, Path), OneQuery), request_body = ExecRequest,
-    responses((status = 200, body = ExecEnd, content_type = "application/vnd.pronto.frames"),
-    (status = "4XX", body = ErrorBody), (status = 502, body = ErrorBody)))]
-pub(crate) async fn exec(
-    State(app): State<Arc<App>>,
-    Caller(actor): Caller,
-    Path(text): Path<String>,
-    Query(query): Query<OneQuery>,
-    Json(request): Json<ExecRequest>,
-) -> Result<Response, Refused> {
-    let request = StreamRequest::Exec {
-        command: request.command,
-    };
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
-    stream.finish().map_err(|end| failed(&end))?;
-    let mut incoming = first(&mut stream).await?;
-    let (pipe, body) = pipe();
-    tokio::spawn(async move {
-        loop {
-            match incoming {
-                Incoming::Data(channel, bytes) => {
-                    let code = if channel == Channel::Stderr {
-                        CHANNEL_STDERR
-                    } else {
-                        CHANNEL_STDOUT
-                    };
-                    if pipe.frame(code, &bytes).await.is_err() {
-                        return;
-                    }
-                    stream.took(bytes.len());
-                }
-                Incoming::Credit(_) => {}
-                Incoming::End(end) => {
-                    let code = match end {
-                        StreamEnd::Complete { code, .. } => code,
-                        StreamEnd::Failed { .. } => None,
-                    };
-                    let document = ExecEnd {
-                        code,
-                        problem: problem(&end),
-                    };
-                    let _hung_up = pipe.end(&document).await;
-                    return;
-                }
-            }
-            incoming = tokio::select! {
-                incoming = stream.next() => incoming,
-                () = pipe.hung_up() => return,
-            };
-        }
-    });
-    Ok(streamed(FRAMES_CONTENT_TYPE, body))
 }
 
 /// Reads a file of the instance's directory.

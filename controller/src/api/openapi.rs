@@ -1,6 +1,6 @@
 //! The OpenAPI document, generated from the handlers and their types.
 
-use super::{events, files, instances, nodes, output, tenants, types};
+use super::{events, exec, files, instances, nodes, output, tenants, types};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -21,7 +21,7 @@ use utoipa::OpenApi;
         instances::submission,
         output::output,
         files::stdin,
-        files::exec,
+        exec::exec,
         files::get_file,
         files::put_file,
         files::listing,

@@ -122,7 +122,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 
 /// Reads a body up to its limit. More is thrown away, up to a limit again, so that a client that
 /// is still sending gets to read the refusal.
-async fn read_bounded(mut body: Body) -> Result<BytesMut, Refused> {
+pub(crate) async fn read_bounded(mut body: Body) -> Result<BytesMut, Refused> {
     let mut bytes = BytesMut::new();
     let mut total = 0;
     while let Some(frame) = body.frame().await {
@@ -146,7 +146,13 @@ async fn read_bounded(mut body: Body) -> Result<BytesMut, Refused> {
     Ok(bytes)
 }
 
-/// A JSON body; an empty one is `{}`.
+/// A JSON document; an empty one is `{}`.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|error| invalid(format!("body: {error}")))
+}
+
+/// A JSON body.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -154,10 +160,6 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Refused;
 
     async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, Refused> {
-        let bytes = read_bounded(request.into_body()).await?;
-        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(Self)
-            .map_err(|error| invalid(format!("body: {error}")))
+        parse(&read_bounded(request.into_body()).await?).map(Self)
     }
 }

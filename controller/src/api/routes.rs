@@ -1,7 +1,7 @@
 //! The one table of routes: method, path, who may use it, and its handler. The router is made from
 //! it, and the tests hold it against the OpenAPI document.
 
-use super::{App, events, files, instances, nodes, output, tenants};
+use super::{App, events, exec, files, instances, nodes, output, tenants};
 use axum::Router;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ table! {
     post "/v1/instances/{id}/restart" Members instances::restart;
     get "/v1/instances/{id}/output" Members output::output;
     post "/v1/instances/{id}/stdin" Members files::stdin;
-    post "/v1/instances/{id}/exec" Members files::exec;
+    post "/v1/instances/{id}/exec" Members exec::exec;
     get "/v1/instances/{id}/files" Members files::get_file;
     put "/v1/instances/{id}/files" Members files::put_file;
     get "/v1/instances/{id}/listing" Members files::listing;

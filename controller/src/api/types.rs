@@ -19,7 +19,7 @@
 //! | `POST /v1/instances/{id}/restart` | [`RestartRequest`] | 202 [`Instance`] |
 //! | `GET /v1/instances/{id}/output` | [`OutputQuery`] | framed stream, ends with [`OutputEnd`] |
 //! | `POST /v1/instances/{id}/stdin` | raw bytes; their end is the end of input | 204 |
-//! | `POST /v1/instances/{id}/exec` | [`ExecRequest`] | framed stream, ends with [`ExecEnd`] |
+//! | `POST /v1/instances/{id}/exec` | [`ExecRequest`]; as frames, with standard input behind it | framed stream, ends with [`ExecEnd`] |
 //! | `GET /v1/instances/{id}/files` | [`FileQuery`] | framed stream (channel 3), ends with [`FileEnd`] |
 //! | `PUT /v1/instances/{id}/files` | [`PutFileQuery`], raw bytes, `Content-Length` | [`FileEnd`] |
 //! | `GET /v1/instances/{id}/listing` | [`ListingQuery`] | [`FileListing`] |
@@ -56,6 +56,10 @@
 //! length (little-endian), so many bytes. Channel 1 is standard output, 2 standard error, 3 a
 //! file's bytes; channel 0 carries one JSON document and is the last frame. A body that ends
 //! without it was cut off. An empty frame on channel 1 is a sign of life.
+//!
+//! A request of `exec` with that content type is one frame on channel 0 with the [`ExecRequest`],
+//! and behind it, unframed and to the end of the body, the command's standard input. Both bodies
+//! stream at the same time. A request that breaks off ends the command.
 
 mod errors;
 mod instances;

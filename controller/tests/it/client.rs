@@ -2,6 +2,7 @@
 
 use crate::certs::Ca;
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -19,6 +20,9 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Short: the tests wait for it.
+const FILE_SILENCE_MS: u64 = 1_000;
+
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
@@ -31,6 +35,7 @@ impl Running {
         let tls = ca.files("spiffe://lab/controller/c1");
         let mut config = ControllerConfig::new(vec![scheduler.to_owned()], data_dir.into(), tls);
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.file_silence_ms = FILE_SILENCE_MS;
         let controller = Controller::bind(config).unwrap();
         let address = controller.address().unwrap();
         let shutdown = CancellationToken::new();
@@ -57,8 +62,11 @@ impl Running {
     }
 }
 
+/// The body of a request.
+pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
+
 pub(crate) struct Client {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Body>,
 }
 
 pub(crate) struct Response {
@@ -112,6 +120,17 @@ impl Client {
         body: impl Into<Bytes>,
         headers: &[(&str, &str)],
     ) -> hyper::Response<Incoming> {
+        let body = Full::new(body.into()).map_err(|never| match never {});
+        self.stream_body(method, path, body.boxed(), headers).await
+    }
+
+    pub(crate) async fn stream_body(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Body,
+        headers: &[(&str, &str)],
+    ) -> hyper::Response<Incoming> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -119,7 +138,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body.into())).unwrap();
+        let request = request.body(body).unwrap();
         self.sender.ready().await.unwrap();
         self.sender.send_request(request).await.unwrap()
     }

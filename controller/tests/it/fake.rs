@@ -37,6 +37,7 @@ pub(crate) struct World {
     pub(crate) starts: Vec<(StartPrefix, StartBody)>,
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) stdin: Vec<u8>,
+    pub(crate) cancelled_commands: u32,
     seq: u64,
 }
 
@@ -292,7 +293,12 @@ enum Open {
         bytes: Vec<u8>,
     },
     Stdin,
+    /// A command that writes what it reads.
+    Echo,
 }
+
+/// A path about which the node says nothing.
+pub(crate) const SILENT: &str = "silent";
 
 async fn bulk(link: LinkSender, mut frames: LinkReceiver, world: Arc<Mutex<World>>) {
     let mut open: BTreeMap<u64, Open> = BTreeMap::new();
@@ -324,10 +330,18 @@ async fn bulk(link: LinkSender, mut frames: LinkReceiver, world: Arc<Mutex<World
                             let credit = request.credit_bytes as usize - 8;
                             open.insert(id, Open::Logs { left: LONG, credit });
                         }
+                        // It answers what it reads, and ends with its input.
+                        StreamRequest::Exec { command } if command == ["echo", "-"] => {
+                            open.insert(id, Open::Echo);
+                            let grant = StreamCredit { bytes: 1000 };
+                            send(Operand::StreamCredit, encode(&grant).to_vec());
+                        }
                         StreamRequest::Exec { command } => {
                             data(1, command.join(" ").as_bytes());
                             end(Some(3), Vec::new());
                         }
+                        StreamRequest::CopyOut { path } if path == SILENT => {}
+                        StreamRequest::CopyIn { path, .. } if path == SILENT => {}
                         StreamRequest::CopyOut { path } => {
                             let found = world.lock().unwrap().files.get(&path).cloned();
                             match found {
@@ -374,6 +388,7 @@ async fn bulk(link: LinkSender, mut frames: LinkReceiver, world: Arc<Mutex<World
                     match open.get_mut(&id) {
                         Some(Open::File { bytes, .. }) => bytes.extend_from_slice(part),
                         Some(Open::Stdin) => world.lock().unwrap().stdin.extend_from_slice(part),
+                        Some(Open::Echo) => data(1, part),
                         _ => {}
                     }
                     let grant = StreamCredit {
@@ -387,13 +402,16 @@ async fn bulk(link: LinkSender, mut frames: LinkReceiver, world: Arc<Mutex<World
                         world.lock().unwrap().files.insert(path, bytes);
                     }
                     Some(Open::Stdin) => end(None, Vec::new()),
+                    Some(Open::Echo) => end(Some(5), Vec::new()),
                     Some(logs) => {
                         open.insert(id, logs);
                     }
                     None => {}
                 },
                 Operand::StreamCancel => {
-                    open.remove(&id);
+                    if let Some(Open::Echo) = open.remove(&id) {
+                        world.lock().unwrap().cancelled_commands += 1;
+                    }
                 }
                 _ => {}
             }

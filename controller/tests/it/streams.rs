@@ -1,14 +1,31 @@
 //! Output, exec, standard input and files, through controller, scheduler and node.
 
 use crate::api::{Cluster, sim, submit};
-use crate::client::frames;
-use crate::fake::LONG;
+use crate::client::{Body, frames};
+use crate::fake::{LONG, SILENT};
+use bytes::Bytes;
 use http_body_util::BodyExt;
+use http_body_util::channel::Channel;
 use pronto_controller::api::types::{
     ErrorBody, ErrorCode, ExecEnd, FileEnd, FileListing, InstanceState, OutputEnd,
 };
 use serde_json::json;
 use sha2::Digest as _;
+use std::time::Duration;
+
+const FRAMES: [(&str, &str); 1] = [("content-type", "application/vnd.pronto.frames")];
+
+/// The request of a command that writes what it reads, without its input.
+fn echo() -> Bytes {
+    let document = json!({"command": ["echo", "-"]}).to_string();
+    let length = u32::try_from(document.len()).unwrap().to_le_bytes();
+    [&[0], &length[..], document.as_bytes()].concat().into()
+}
+
+/// The next bytes of an answer.
+async fn next(answer: &mut hyper::body::Incoming) -> Bytes {
+    answer.frame().await.unwrap().unwrap().into_data().unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn output_is_streamed_whole_with_its_channels_and_its_end() {
@@ -122,5 +139,85 @@ async fn commands_input_and_files() {
     let path = format!("/v1/instances/{id}/listing?pattern=*.txt");
     let listing: FileListing = client.get(&path).await.expect(200);
     assert_eq!(listing.paths, ["a", "b", "*.txt"]);
+    cluster.controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commands_input_and_output_stream_at_the_same_time() {
+    let cluster = Cluster::start().await;
+    let mut client = cluster.admin().await;
+    let id = submit(&mut client, sim(60_000, 0), 1).await.instances[0];
+    let path = format!("/v1/instances/{id}/exec");
+
+    // All of it at once, beyond what the node grants.
+    let input = vec![b'i'; 5000];
+    let whole = [&echo()[..], &input].concat();
+    let response = client.stream("POST", &path, whole, &FRAMES).await;
+    assert_eq!(response.status(), 200);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let mut answer = frames(&body);
+    let end: ExecEnd = serde_json::from_slice(&answer.pop().unwrap().1).unwrap();
+    assert_eq!((end.code, end.problem), (Some(5), None));
+    let echoed: Vec<u8> = answer.into_iter().flat_map(|(_, bytes)| bytes).collect();
+    assert_eq!(echoed, input);
+
+    // Word and answer in turn.
+    let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(1);
+    sender.send_data(echo()).await.unwrap();
+    let body: Body = body.boxed();
+    let mut talker = cluster.admin().await;
+    let response = talker.stream_body("POST", &path, body, &FRAMES).await;
+    let mut answer = response.into_body();
+    for word in ["one", "two"] {
+        sender.send_data(word.into()).await.unwrap();
+        assert_eq!(&next(&mut answer).await[5..], word.as_bytes());
+    }
+    drop(sender);
+    let rest = answer.collect().await.unwrap().to_bytes();
+    let end: ExecEnd = serde_json::from_slice(&frames(&rest)[0].1).unwrap();
+    assert_eq!(end.code, Some(5));
+
+    let refused = client.stream("POST", &path, "no frame", &FRAMES).await;
+    assert_eq!(refused.status(), 400);
+    cluster.controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_whose_input_breaks_off_is_cancelled_and_reads_no_end() {
+    let cluster = Cluster::start().await;
+    let mut client = cluster.admin().await;
+    let id = submit(&mut client, sim(60_000, 0), 1).await.instances[0];
+    let path = format!("/v1/instances/{id}/exec");
+    let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(1);
+    sender.send_data(echo()).await.unwrap();
+    let body: Body = body.boxed();
+    let response = client.stream_body("POST", &path, body, &FRAMES).await;
+    let mut answer = response.into_body();
+    sender.send_data("part".into()).await.unwrap();
+    assert_eq!(&next(&mut answer).await[5..], b"part");
+    sender.abort(std::io::Error::other("cut"));
+    let cancelled = async {
+        while cluster.fake.world.lock().unwrap().cancelled_commands == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), cancelled)
+        .await
+        .expect("the node is told");
+    cluster.controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_silent_while_a_file_is_copied_is_given_up() {
+    let cluster = Cluster::start().await;
+    let mut client = cluster.admin().await;
+    let id = submit(&mut client, sim(60_000, 0), 1).await.instances[0];
+    let path = format!("/v1/instances/{id}/files?path={SILENT}");
+    for (method, body) in [("GET", ""), ("PUT", "content")] {
+        let mut client = cluster.admin().await;
+        let refused: ErrorBody = client.raw(method, &path, body).await.expect(502);
+        assert_eq!(refused.code, ErrorCode::NodeUnreachable);
+        assert_eq!(refused.message, "the node has said nothing for 1s");
+    }
     cluster.controller.stop().await;
 }

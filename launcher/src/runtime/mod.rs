@@ -96,7 +96,8 @@ impl Refused {
 
 /// A command that runs inside an instance. Dropping it ends the command.
 pub struct ExecSession {
-    /// What the command reads; dropped to close it.
+    /// What the command reads. A shutdown says that it is complete; the command reads no end of one
+    /// that is dropped without.
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     /// What it writes.
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,

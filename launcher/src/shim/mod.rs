@@ -56,7 +56,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
     if first == "join" {
         let what = arguments.next().unwrap_or_default();
         return match serde_json::from_slice(what.as_encoded_bytes()) {
-            Ok(join) => join::become_command(&join),
+            Ok(join) => join::run(&join),
             Err(_) => 64,
         };
     }

@@ -75,7 +75,7 @@ impl Spawner {
     ) -> Result<(i32, Moment, [Option<OwnedFd>; 2], Option<OwnedFd>), End> {
         let arguments = c_strings(&spawn.command)?;
         let environment = c_strings(&spawn.environment)?;
-        let candidates = candidates(spawn)?;
+        let candidates = candidates(&spawn.command, &spawn.environment)?;
         let workdir = c_path(&spawn.workdir)?;
         let tmp = spawn.private_tmp.then(|| private_tmp(spawn)).transpose()?;
         let failed = |error: io::Error| node_failed(format!("no pipe could be made: {error}"));
@@ -114,7 +114,7 @@ impl Spawner {
                 let holder = stdin.map(|stdin| stdin.holder);
                 Ok((pid, Moment::now(), [Some(out_read), Some(err_read)], holder))
             }
-            Err(error) => Err(explain(spawn, &error)),
+            Err(error) => Err(explain(&spawn.command, &spawn.workdir, &error)),
         }
     }
 }
@@ -135,8 +135,8 @@ fn cannot_execute(code: i32, message: String) -> End {
 }
 
 /// What a failed step means, in words and as 126 or 127.
-fn explain(spawn: &Spawn, failed: &SpawnError) -> End {
-    let program = spawn.command.first().map_or("", String::as_str);
+pub(super) fn explain(command: &[String], workdir: &Path, failed: &SpawnError) -> End {
+    let program = command.first().map_or("", String::as_str);
     let error = &failed.error;
     match failed.stage {
         Stage::Execute if error.kind() == io::ErrorKind::NotFound => {
@@ -149,7 +149,7 @@ fn explain(spawn: &Spawn, failed: &SpawnError) -> End {
         Stage::Execute => cannot_execute(126, format!("{program}: can't be executed: {error}")),
         Stage::Workdir => cannot_execute(
             126,
-            format!("{}: can't work there: {error}", spawn.workdir.display()),
+            format!("{}: can't work there: {error}", workdir.display()),
         ),
         Stage::User => cannot_execute(
             126,
@@ -169,22 +169,21 @@ fn c_string(text: &[u8]) -> Result<CString, End> {
     CString::new(text).map_err(|_| cannot_execute(126, "a NUL character in its command".into()))
 }
 
-fn c_strings(texts: &[String]) -> Result<Vec<CString>, End> {
+pub(super) fn c_strings(texts: &[String]) -> Result<Vec<CString>, End> {
     texts.iter().map(|text| c_string(text.as_bytes())).collect()
 }
 
-fn c_path(path: &Path) -> Result<CString, End> {
+pub(super) fn c_path(path: &Path) -> Result<CString, End> {
     c_string(path.as_os_str().as_bytes())
 }
 
 /// As a shell looks for it: a name with a slash is a path, another lies in one of PATH's places.
-fn candidates(spawn: &Spawn) -> Result<Vec<CString>, End> {
-    let program = spawn.command.first().map_or("", String::as_str);
+pub(super) fn candidates(command: &[String], environment: &[String]) -> Result<Vec<CString>, End> {
+    let program = command.first().map_or("", String::as_str);
     if program.contains('/') {
         return Ok(vec![c_string(program.as_bytes())?]);
     }
-    let path = spawn
-        .environment
+    let path = environment
         .iter()
         .rev()
         .find_map(|variable| variable.strip_prefix("PATH="));

@@ -45,12 +45,16 @@ pub(super) async fn exec(
         )
     };
     let input = async {
-        if let Some(stdin) = session.stdin {
-            // A command that reads no more does not mind what is not read.
-            let _ = feed(stdin, reader).await;
+        match session.stdin {
+            Some(stdin) => match feed(stdin, reader).await {
+                // A command that reads no more does not mind what is not read; its end, not its
+                // input's, ends the stream.
+                Ok(()) | Err(Unfed::ReadsNoMore(_)) => std::future::pending().await,
+                // Dropping its session ends it.
+                Err(unfed @ Unfed::CutOff(_)) => unfed.refused("command"),
+            },
+            None => std::future::pending().await,
         }
-        // The command's end, not its input's, ends the stream.
-        std::future::pending::<()>().await;
     };
     let mut exit = session.exit;
     let ended = async { (&mut exit).await };
@@ -60,15 +64,15 @@ pub(super) async fn exec(
             // What it wrote before its end is still in the pipes.
             tokio::select! {
                 _ = &mut output => {}
-                () = &mut input => {}
+                refused = &mut input => return Err(refused),
             }
             code?
         }
         _ = &mut output => tokio::select! {
             code = &mut ended => code?,
-            () = &mut input => 0,
+            refused = &mut input => return Err(refused),
         },
-        () = &mut input => 0,
+        refused = &mut input => return Err(refused),
     };
     Ok(StreamEnd::Complete {
         code: Some(code),
@@ -83,9 +87,7 @@ pub(super) async fn stdin(
 ) -> Result<StreamEnd, Refused> {
     let writer = running(context, known).await?.stdin(known.job.id).await?;
     tokio::select! {
-        fed = feed(writer, reader) => fed.map_err(|error| {
-            Refused::new(StreamFailure::Failed, format!("the instance reads no more: {error}"))
-        })?,
+        fed = feed(writer, reader) => fed.map_err(|unfed| unfed.refused("instance"))?,
         () = known.ended.cancelled() => {}
     }
     Ok(StreamEnd::Complete {
@@ -104,20 +106,40 @@ async fn pump(mut from: Box<dyn AsyncRead + Send + Unpin>, channel: Channel, upw
     }
 }
 
+/// Why not all of an input was fed.
+enum Unfed {
+    ReadsNoMore(io::Error),
+    /// It ended before it was complete; why, where that was told.
+    CutOff(String),
+}
+
+impl Unfed {
+    fn refused(self, whose: &str) -> Refused {
+        let text = match self {
+            Self::ReadsNoMore(error) => format!("the {whose} reads no more: {error}"),
+            Self::CutOff(why) => format!("the input of the {whose} was cut off: {why}"),
+        };
+        Refused::new(StreamFailure::Failed, text)
+    }
+}
+
 /// Writes what comes until its end, then closes. What is cut off is not closed: a part of an input
 /// must not pass for the whole.
-async fn feed(mut to: Box<dyn AsyncWrite + Send + Unpin>, mut reader: Reader) -> io::Result<()> {
+async fn feed(mut to: Box<dyn AsyncWrite + Send + Unpin>, mut reader: Reader) -> Result<(), Unfed> {
     loop {
         match reader.next().await {
             Some(Inbound::Data(bytes)) => {
-                to.write_all(&bytes).await?;
-                to.flush().await?;
+                let written = async {
+                    to.write_all(&bytes).await?;
+                    to.flush().await
+                };
+                written.await.map_err(Unfed::ReadsNoMore)?;
             }
-            Some(Inbound::End(StreamEnd::Complete { .. })) => return to.shutdown().await,
-            Some(Inbound::End(StreamEnd::Failed { text, .. })) => {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+            Some(Inbound::End(StreamEnd::Complete { .. })) => {
+                return to.shutdown().await.map_err(Unfed::ReadsNoMore);
             }
-            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(Inbound::End(StreamEnd::Failed { text, .. })) => return Err(Unfed::CutOff(text)),
+            None => return Err(Unfed::CutOff("the session has ended".to_owned())),
         }
     }
 }

@@ -316,6 +316,27 @@ async fn usage_is_measured_and_commands_run_inside() {
     drop(session);
     while held(&launcher).await {}
 
+    // Nor does one go on as if its input were complete that broke off.
+    // (A shell's background job reads nothing, unless it is told what.)
+    let script = "exec 3<&0; sort <&3 > /tmp/sorted & echo $! > /tmp/held; wait; echo > /tmp/end";
+    let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let mut session = launcher
+        .runtime
+        .exec(job.id, command)
+        .await
+        .expect("a session");
+    let mut stdin = session.stdin.take().expect("an input");
+    stdin.write_all(b"part\n").await.unwrap();
+    stdin.flush().await.unwrap();
+    while !held(&launcher).await {}
+    drop(stdin);
+    drop(session);
+    while held(&launcher).await {}
+    let command = ["sh", "-c", "[ ! -s /tmp/sorted ] && [ ! -e /tmp/end ]"];
+    let command = command.map(str::to_owned).to_vec();
+    let session = launcher.runtime.exec(job.id, command).await;
+    assert_eq!(session.expect("a session").exit.await, Ok(0));
+
     launcher.runtime.stop(job.id, StopCause::Asked, 0);
     let ended = launcher.ended(job.id).await;
     assert!(

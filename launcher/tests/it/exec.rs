@@ -465,6 +465,7 @@ async fn a_command_joins_a_running_instance() {
     let mut session = node.runtime().exec(job.id, command).await.unwrap();
     let mut stdin = session.stdin.take().unwrap();
     stdin.write_all(b"hello\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
     drop(stdin);
     let (mut out, mut err) = (String::new(), String::new());
     session.stdout.read_to_string(&mut out).await.unwrap();
@@ -479,6 +480,54 @@ async fn a_command_joins_a_running_instance() {
     let stranger = node.job(body(exec("")), demand()).id;
     let refused = node.runtime().exec(stranger, vec!["sh".into()]).await;
     assert_eq!(refused.unwrap_err().text, "the instance does not run");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_commands_input_passes_whole_or_not_at_all() {
+    let mut node = Node::new().await;
+    let job = node.start(body(exec("sleep 1000")), demand()).await;
+    let run = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let input: Vec<u8> = (0..=250_u8).cycle().take(1_000_000).collect();
+
+    let mut session = node.runtime().exec(job.id, run("cat")).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    let feed = async {
+        stdin.write_all(&input).await.unwrap();
+        stdin.shutdown().await.unwrap();
+    };
+    let mut output = Vec::new();
+    let read = session.stdout.read_to_end(&mut output);
+    let ((), read) = tokio::join!(feed, read);
+    read.unwrap();
+    assert!(output == input);
+    assert_eq!(session.exit.await, Ok(0));
+
+    // One that reads no more ends as it would have.
+    let deaf = run("exec <&-; echo deaf; sleep 0.2; exit 4");
+    let mut session = node.runtime().exec(job.id, deaf).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    let feeding = tokio::spawn(async move { stdin.write_all(&input).await });
+    assert_eq!(session.exit.await, Ok(4));
+    feeding.await.unwrap().unwrap_err();
+
+    // One whose input breaks off does not see its end, and is killed.
+    let waiting = run("echo $$ > command; cat; echo end > end");
+    let mut session = node.runtime().exec(job.id, waiting).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"part\n").await.unwrap();
+    stdin.flush().await.unwrap();
+    let mut part = [0; 5];
+    session.stdout.read_exact(&mut part).await.unwrap();
+    let work = node.settings.data_dir.work(&job.id);
+    let command = number_in(&work.join("command")).await;
+    drop(stdin);
+    assert!(is_alive(command), "somebody still holds its input");
+    drop(session);
+    while is_alive(command) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(!work.join("end").exists());
     node.finish().await;
 }
 

@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, wait_until};
 use crate::evidence::Evidence;
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -17,6 +17,7 @@ fn the_daily_commands_work() {
     run_passes_streams_and_exit_code(&cluster);
     run_tells_what_it_could_not_execute(&cluster);
     run_passes_standard_input(&cluster);
+    an_open_standard_input_holds_nothing_up(&cluster);
     a_workload_finds_its_environment(&cluster);
     stop_ends_the_whole_process_group(&cluster);
     logs_are_kept_after_the_end(&cluster);
@@ -58,20 +59,33 @@ fn run_tells_what_it_could_not_execute(cluster: &Cluster) {
 }
 
 fn run_passes_standard_input(cluster: &Cluster) {
+    let output = with_input(cluster, &["run", "-i", "--", "sort"], b"pear\napple\n");
+    assert_eq!(text(&output.stdout), "apple\npear\n");
+}
+
+/// Runs a command with this as its whole standard input.
+fn with_input(cluster: &Cluster, words: &[&str], input: &[u8]) -> Output {
     let mut child = cluster
-        .command(["run", "-i", "--", "sort"])
+        .command(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("pronto starts");
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(b"pear\napple\n")
-        .expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
-    assert_eq!(text(&output.stdout), "apple\npear\n");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input).expect("it reads");
+    drop(stdin);
+    child.wait_with_output().expect("it ends")
+}
+
+/// As from a terminal at which nobody types: the end does not wait for a key.
+fn an_open_standard_input_holds_nothing_up(cluster: &Cluster) {
+    let mut child = cluster
+        .command(["run", "-i", "--", "true"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("pronto starts");
+    let _open = child.stdin.take();
+    wait_until("it ends", || child.try_wait().expect("a child").is_some());
 }
 
 fn a_workload_finds_its_environment(cluster: &Cluster) {
@@ -184,6 +198,10 @@ fn commands_and_files_reach_a_running_instance(cluster: &Cluster) {
         (text(&output.stdout).trim(), &*text(&output.stderr)),
         ("2000000", "oops\n")
     );
+    let sorted = with_input(cluster, &["exec", "-i", id, "--", "sort"], b"pear\napple\n");
+    assert_eq!(text(&sorted.stdout), "apple\npear\n");
+    let counted = with_input(cluster, &["exec", "-i", id, "--", "wc", "-c"], &content);
+    assert_eq!(text(&counted.stdout).trim(), "2000000");
     let back = cluster.scratch("back");
     cluster.must(&["cp", &format!("{id}:in/given"), &back.display().to_string()]);
     assert!(std::fs::read(&back).expect("it came") == content);

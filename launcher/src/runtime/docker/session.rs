@@ -10,11 +10,13 @@ use bollard::exec::{CreateExecOptions, StartExecResults};
 use bollard::query_parameters::AttachContainerOptionsBuilder;
 use futures_util::{Stream, StreamExt};
 use pronto_payloads::stream::StreamFailure;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
@@ -96,7 +98,17 @@ pub(super) async fn exec(
     }
     let (stdout, stdout_end) = tokio::io::duplex(PIPE_BYTES);
     let (stderr, stderr_end) = tokio::io::duplex(PIPE_BYTES);
-    let pump = tokio::spawn(pump(output, stdout, stderr));
+    let (unfinished, kept) = oneshot::channel();
+    let pump = tokio::spawn(async move {
+        let pumped = pump(output, stdout, stderr).await;
+        // An input that broke off is held open until here.
+        drop(kept);
+        pumped
+    });
+    let input = Input {
+        stdin: Some(input),
+        unfinished: Some(unfinished),
+    };
     let exit = async move {
         let pumped = pump.await.unwrap_or(Ok(()));
         let code = exit_code(&client, &made.id).await;
@@ -117,6 +129,57 @@ pub(super) async fn exec(
         stderr: Box::new(stderr_end),
         exit: Box::pin(exit),
     })
+}
+
+type Stdin = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// The input of a command. Dropped before it is complete, it is kept open until the command has
+/// ended: it would take a part of its input for the whole. (The engine closes it all the same when
+/// this process dies.)
+struct Input {
+    /// Absent once it is complete.
+    stdin: Option<Stdin>,
+    unfinished: Option<oneshot::Sender<Stdin>>,
+}
+
+impl Input {
+    fn stdin(&mut self) -> io::Result<&mut Stdin> {
+        self.stdin
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl AsyncWrite for Input {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stdin()?.as_mut().poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stdin()?.as_mut().poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(stdin) = &mut self.stdin else {
+            return Poll::Ready(Ok(()));
+        };
+        let closed = ready!(stdin.as_mut().poll_shutdown(context));
+        self.stdin = None;
+        Poll::Ready(closed)
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if let (Some(stdin), Some(unfinished)) = (self.stdin.take(), self.unfinished.take()) {
+            // Refused when the command has ended.
+            let _ = unfinished.send(stdin);
+        }
+    }
 }
 
 /// A command's exit code, which the engine may learn some time after its output has ended.
@@ -155,19 +218,24 @@ async fn pump(
 
 /// Ends the command when nobody waits for it any more, which is when `released` is dropped. The
 /// engine has no request for that, so the process is held by a descriptor, which can't come to mean
-/// another process.
+/// another process. It leads a session of its own, as the engine starts it, and that goes with it.
 async fn leash(client: Docker, exec: String, released: oneshot::Receiver<()>) {
-    let Some(process) = process_of(&client, &exec).await else {
+    let Some((pid, process)) = process_of(&client, &exec).await else {
         return;
     };
-    if released.await.is_err() {
-        // It may have ended, or be another user's; then there is nothing to do.
+    if released.await.is_ok() {
+        return;
+    }
+    // It may have ended, or be another user's; then there is nothing to do.
+    if pidfd_send_signal(&process, Signal::STOP).is_ok() {
+        // It is still there, so its number means its own group.
+        let _ = kill_process_group(pid, Signal::KILL);
         let _ = pidfd_send_signal(&process, Signal::KILL);
     }
 }
 
 /// The process of a command, which the engine knows some time after it has answered.
-async fn process_of(client: &Docker, exec: &str) -> Option<OwnedFd> {
+async fn process_of(client: &Docker, exec: &str) -> Option<(Pid, OwnedFd)> {
     let until = Instant::now() + START_PATIENCE;
     while Instant::now() < until {
         let found = client.inspect_exec(exec).await.ok()?;
@@ -175,7 +243,8 @@ async fn process_of(client: &Docker, exec: &str) -> Option<OwnedFd> {
             .pid
             .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(pid) = pid {
-            return pidfd_open(pid, PidfdFlags::empty()).ok();
+            let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            return Some((pid, process));
         }
         if found.exit_code.is_some() {
             return None;

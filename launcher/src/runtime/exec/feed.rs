@@ -4,7 +4,7 @@
 //! complete. So a feeder that is cut off, or dies with its process, gives the workload no end to
 //! read: it would take a part of its input for the whole.
 
-use super::Inner;
+use super::attempts::Attempts;
 use crate::shim::message::{Key, ToShim};
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use tokio::net::unix::pipe;
 pub(super) struct Feed {
     /// Absent after the shutdown.
     pub(super) pipe: Option<pipe::Sender>,
-    pub(super) inner: Arc<Inner>,
+    pub(super) attempts: Arc<Attempts>,
     pub(super) key: Key,
 }
 
@@ -44,7 +44,7 @@ impl AsyncWrite for Feed {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.pipe.take().is_some() {
             let key = self.key.clone();
-            self.inner.outbox.send(&ToShim::CloseStdin { key });
+            self.attempts.outbox.send(&ToShim::CloseStdin { key });
         }
         Poll::Ready(Ok(()))
     }
