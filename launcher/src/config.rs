@@ -68,6 +68,10 @@ pub struct LauncherConfig {
     /// Never use control groups, even where there are some: limits are rlimits then.
     #[serde(default)]
     pub no_cgroups: bool,
+    /// NVIDIA's management library, by path or as the dynamic linker finds it; where it is absent,
+    /// the driver's files tell of GPUs. Default: `libnvidia-ml.so.1`.
+    #[serde(default = "default_nvml_library")]
+    pub nvml_library: PathBuf,
     /// Containers.
     #[serde(default)]
     pub docker: DockerConfig,
@@ -158,6 +162,10 @@ const fn default_low_memory_mib() -> u32 {
 
 const fn default_low_disk_mib() -> u32 {
     256
+}
+
+fn default_nvml_library() -> PathBuf {
+    "libnvidia-ml.so.1".into()
 }
 
 const fn default_unacknowledged_limit() -> usize {

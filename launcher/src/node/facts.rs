@@ -1,5 +1,6 @@
 //! Capacity, labels and identity of the machine, found or configured.
 
+use super::Gpus;
 use crate::config::LauncherConfig;
 use anyhow::{Context, bail};
 use pronto_payloads::codec::Payload;
@@ -28,6 +29,7 @@ pub fn boot_id() -> anyhow::Result<BootId> {
 /// If the configuration is not acceptable, or the machine does not tell what it has.
 pub fn facts(
     config: &LauncherConfig,
+    gpus: &Gpus,
     runtimes: Vec<Runtime>,
     isolation: &str,
     acceleration: &str,
@@ -35,7 +37,6 @@ pub fn facts(
     let system = rustix::system::uname();
     let kernel = system.release().to_string_lossy().into_owned();
     let hostname = system.nodename().to_string_lossy().into_owned();
-    let gpus = gpu_models();
     let mut labels: BTreeMap<String, String> = BTreeMap::new();
     let mut label = |key: &str, value: &str| labels.insert(key.to_owned(), value.to_owned());
     label("arch", std::env::consts::ARCH);
@@ -46,16 +47,12 @@ pub fn facts(
     if let Some(model) = cpu_model(&cpuinfo) {
         label("cpu.model", &model);
     }
-    if let Some(model) = config.capacity.gpu_model.as_ref().or(gpus.first()) {
+    if let Some(model) = config.capacity.gpu_model.as_ref().or(gpus.models.first()) {
         label("gpu.model", model);
     }
-    if config
-        .capacity
-        .gpus
-        .is_some_and(|count| usize::from(count) != gpus.len())
-    {
-        // A configured inventory stands in for devices that nobody has seen.
-        label("gpu.configured", "true");
+    let source = gpu_source(config, gpus);
+    if !source.is_empty() {
+        label("gpu.source", source);
     }
     for own in config.labels()? {
         labels.insert(own.key, own.value);
@@ -75,7 +72,7 @@ pub fn facts(
     let facts = NodeFacts {
         hostname,
         address: config.address.clone(),
-        allocatable: allocatable(config, gpus.len())?,
+        allocatable: allocatable(config, gpus.models.len())?,
         labels,
         runtimes,
         schema_min: pronto_payloads::SCHEMA_MIN,
@@ -85,6 +82,17 @@ pub fn facts(
     };
     facts.check().context("the node's facts")?;
     Ok(facts)
+}
+
+/// Who says how many GPUs there are. A configured inventory stands in for devices that nobody has
+/// seen, or leaves some out.
+fn gpu_source(config: &LauncherConfig, gpus: &Gpus) -> &'static str {
+    match config.capacity.gpus.map(usize::from) {
+        None => gpus.source,
+        Some(0) => "",
+        Some(count) if count == gpus.models.len() => gpus.source,
+        Some(_) => "configured",
+    }
 }
 
 fn allocatable(config: &LauncherConfig, gpus_found: usize) -> anyhow::Result<Capacity> {
@@ -134,24 +142,6 @@ fn cpu_model(cpuinfo: &str) -> Option<String> {
     (!model.is_empty()).then(|| model.to_owned())
 }
 
-/// Models of the devices that NVIDIA's driver shows, by index.
-fn gpu_models() -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/proc/driver/nvidia/gpus") else {
-        return Vec::new();
-    };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    // By bus address: the order of CUDA_DEVICE_ORDER=PCI_BUS_ID.
-    paths.sort();
-    paths
-        .iter()
-        .map(|path| {
-            let text = fs::read_to_string(path.join("information")).unwrap_or_default();
-            let model = text.lines().find_map(|line| line.strip_prefix("Model:"));
-            model.map_or("unknown", str::trim).to_owned()
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,7 +158,14 @@ mod tests {
             directory.path()
         ))
         .unwrap();
-        let facts = facts(&config, vec![Runtime::Exec], "cgroup1", "").unwrap();
+        let facts = facts(
+            &config,
+            &Gpus::default(),
+            vec![Runtime::Exec],
+            "cgroup1",
+            "",
+        )
+        .unwrap();
         let label = |key: &str| {
             facts
                 .labels
@@ -186,10 +183,41 @@ mod tests {
         assert_eq!(facts.allocatable.gpu_millis, [1000, 1000]);
         assert_eq!((label("zone"), label("arch")), ("z1".into(), "mine".into()));
         assert_eq!(
-            (label("gpu.model"), label("gpu.configured")),
-            ("G1".into(), "true".into())
+            (label("gpu.model"), label("gpu.source")),
+            ("G1".into(), "configured".into())
         );
         assert!(!label("kernel").is_empty());
         assert!(boot_id().is_ok());
+    }
+
+    #[test]
+    fn found_gpus_count_unless_others_are_configured() {
+        let config = |capacity: &str| -> LauncherConfig {
+            toml::from_str(&format!(
+                "schedulers = [\"a:1\"]\ndata_dir = \"/\"\n[capacity]\n{capacity}\n\
+                 [tls]\nca = \"ca\"\ncert = \"c\"\nkey = \"k\"\n"
+            ))
+            .unwrap()
+        };
+        let found = Gpus {
+            source: "nvml",
+            models: vec!["A100".to_owned(), "A100".to_owned()],
+        };
+        let told = |capacity: &str| {
+            let config = config(capacity);
+            let facts = facts(&config, &found, vec![Runtime::Exec], "", "").unwrap();
+            let label = |key: &str| {
+                let label = facts.labels.iter().find(|label| label.key == key)?;
+                Some(label.value.clone())
+            };
+            let count = facts.allocatable.gpu_millis.len();
+            (count, label("gpu.source"), label("gpu.model"))
+        };
+        let words = |text: &str| Some(text.to_owned());
+        assert_eq!(told(""), (2, words("nvml"), words("A100")));
+        assert_eq!(told("gpus = 2"), (2, words("nvml"), words("A100")));
+        assert_eq!(told("gpus = 1"), (1, words("configured"), words("A100")));
+        assert_eq!(told("gpus = 0").0, 0);
+        assert_eq!(told("gpus = 0").1, None);
     }
 }

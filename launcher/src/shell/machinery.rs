@@ -3,7 +3,7 @@
 use crate::cgroup::Hierarchy;
 use crate::config::LauncherConfig;
 use crate::data_dir::DataDir;
-use crate::node::boot_id;
+use crate::node::{Gpus, boot_id};
 use crate::runtime::docker::{DockerRuntime, DockerSettings};
 use crate::runtime::exec::{ExecRuntime, ExecSettings, NodeVariables, user};
 use crate::runtime::qemu::probe::{Emulator, find, probe};
@@ -12,7 +12,7 @@ use crate::runtime::sim::SimRuntime;
 use crate::runtime::{Events, Kind, Offers, Runtimes};
 use pronto_payloads::ids::{BootId, NodeUuid};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Whom emulators run as that nobody has configured another for.
@@ -27,6 +27,7 @@ pub(super) struct Machinery {
     pub(super) acceleration: &'static str,
     /// What is offered at first.
     pub(super) offered: Vec<Kind>,
+    pub(super) gpus: Gpus,
 }
 
 impl Machinery {
@@ -42,10 +43,12 @@ impl Machinery {
         let group = format!("pronto-{}", node_uuid.short());
         let hierarchy = find_hierarchy(config, &group);
         let isolation = hierarchy.as_ref().map_or("rlimit", Hierarchy::name);
+        let library = config.nvml_library.clone();
+        let gpus = tokio::task::spawn_blocking(move || Gpus::find(&library)).await?;
         let node = NodeVariables {
             name: name.to_owned(),
             address: config.address.clone(),
-            has_gpus: Path::new("/proc/driver/nvidia").exists()
+            has_gpus: !gpus.models.is_empty()
                 || config.capacity.gpus.is_some_and(|count| count > 0),
         };
         let is_root = rustix::process::geteuid().is_root();
@@ -122,6 +125,7 @@ impl Machinery {
             isolation,
             acceleration,
             offered,
+            gpus,
         })
     }
 }

@@ -106,9 +106,10 @@ impl Shell {
             isolation,
             acceleration,
             offered,
+            gpus,
         } = machinery;
         let kinds: Vec<Kind> = runtimes.iter().map(|runtime| runtime.kind()).collect();
-        let facts = facts(&config, kinds, isolation, acceleration)?;
+        let facts = facts(&config, &gpus, kinds, isolation, acceleration)?;
         tracing::info!(name, isolation, allocatable = ?facts.allocatable, "this node");
 
         let seed = node_store.node_uuid().uuid().as_u64_pair().1;

@@ -8,7 +8,7 @@
 use super::connection::{Connection, Happened};
 use crate::config::LauncherConfig;
 use crate::moment::Moment;
-use crate::node::boot_id;
+use crate::node::{Gpus, boot_id, facts};
 use crate::runtime::sim::SimTimers;
 use crate::supervisor::memory::MemoryStore;
 use crate::supervisor::{Effect, Event, Settings, Supervisor};
@@ -43,7 +43,9 @@ pub async fn run_simulated(
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("can't make {}", config.data_dir.display()))?;
     // A simulated node has what is configured, and this machine's share otherwise.
-    let facts = crate::node::facts(&config, vec![Runtime::Sim], "none", "")?;
+    let library = config.nvml_library.clone();
+    let gpus = tokio::task::spawn_blocking(move || Gpus::find(&library)).await?;
+    let facts = facts(&config, &gpus, vec![Runtime::Sim], "none", "")?;
     let boot_id = boot_id()?;
     let mut nodes = JoinSet::new();
     for name in names {
