@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub const MEMORY_MIN_BYTES: u64 = 4 << 20;
 /// The period of a hard CPU quota: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// The end of the name of a group that holds daemons and no groups.
+const LEAF: &str = "-daemon";
 /// How often a kill is repeated until a group is empty; each round kills all that it sees.
 const KILL_ROUNDS: usize = 50;
 
@@ -105,6 +107,8 @@ impl Hierarchy {
 
     fn make_v2(own: &Path, name: &str) -> Result<Self, String> {
         let words = |error: io::Error| error.to_string();
+        // Its groups lie where an earlier process put them, or the other runtime of this one.
+        let own = own.parent().filter(|_| is_leaf(own)).unwrap_or(own);
         let offered = fs::read_to_string(own.join("cgroup.controllers")).map_err(words)?;
         for needed in ["memory", "cpu", "pids"] {
             if !offered
@@ -121,13 +125,9 @@ impl Hierarchy {
         // launcher moves into a leaf.
         let enable = || fs::write(own.join("cgroup.subtree_control"), "+memory +cpu +pids");
         if enable().is_err() {
-            let leaf = own.join(format!("{name}-daemon"));
+            let leaf = own.join(format!("{name}{LEAF}"));
             make_directory(&leaf).map_err(words)?;
-            let members = fs::read_to_string(own.join("cgroup.procs")).map_err(words)?;
-            for pid in members.split_whitespace() {
-                // A process that has ended meanwhile needs no move.
-                let _ = fs::write(leaf.join("cgroup.procs"), pid);
-            }
+            move_members(own, &leaf).map_err(words)?;
             enable().map_err(words)?;
         }
         let _ = fs::write(own.join("cgroup.subtree_control"), "+io");
@@ -189,12 +189,17 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Removes this launcher's own directories; they must be empty.
+    /// Removes this launcher's own directories; they must be empty. Whoever removes the last ones
+    /// also puts the daemons back where they were started.
     ///
     /// # Errors
     /// If one is not.
     pub fn remove(&self) -> io::Result<()> {
-        self.bases().into_iter().try_for_each(remove_directory)
+        self.bases().into_iter().try_for_each(remove_directory)?;
+        match self {
+            Self::V2 { base } => base.parent().map_or(Ok(()), remove_leaves),
+            Self::V1 { .. } => Ok(()),
+        }
     }
 }
 
@@ -559,6 +564,45 @@ fn key_of(text: &str, key: &str) -> Option<u64> {
     })
 }
 
+/// Whether a group is one into which a launcher has moved itself.
+fn is_leaf(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("pronto-") && name.ends_with(LEAF))
+}
+
+fn move_members(from: &Path, to: &Path) -> io::Result<()> {
+    let members = fs::read_to_string(from.join("cgroup.procs"))?;
+    for pid in members.split_whitespace() {
+        // A process that has ended meanwhile needs no move.
+        let _ = fs::write(to.join("cgroup.procs"), pid);
+    }
+    Ok(())
+}
+
+/// Undoes what made leaves necessary. As long as another launcher has groups here, the kernel
+/// refuses, and they stay.
+fn remove_leaves(own: &Path) -> io::Result<()> {
+    let leaves: Vec<PathBuf> = fs::read_dir(own)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| is_leaf(path))
+        .collect();
+    if leaves.is_empty() {
+        return Ok(());
+    }
+    let enabled = fs::read_to_string(own.join("cgroup.subtree_control"))?;
+    let disable: Vec<String> = enabled
+        .split_whitespace()
+        .map(|controller| format!("-{controller}"))
+        .collect();
+    fs::write(own.join("cgroup.subtree_control"), disable.join(" "))?;
+    for leaf in leaves {
+        move_members(&leaf, own)?;
+        remove_directory(&leaf)?;
+    }
+    Ok(())
+}
+
 fn make_directory(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -683,6 +727,14 @@ mod tests {
             below(Path::new("/proc"), "/lxc/a", "/lxc/a/self"),
             Path::new("/proc/self")
         );
+    }
+
+    #[test]
+    fn leaves_are_told_from_other_groups() {
+        assert!(is_leaf(Path::new("/cg/unit/pronto-0a1b2c3d-daemon")));
+        for other in ["/cg/pronto-0a1b2c3d", "/cg/ssh-daemon", "/"] {
+            assert!(!is_leaf(Path::new(other)), "{other}");
+        }
     }
 
     #[test]

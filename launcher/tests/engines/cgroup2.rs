@@ -72,6 +72,8 @@ fn on_machine() {
 }
 
 fn in_guest() {
+    let unit = Path::new("/sys/fs/cgroup/unit");
+    enter(unit);
     let node = Node::new();
     let settings = ExecSettings {
         shim_command: vec![SHIM.to_owned()],
@@ -79,16 +81,31 @@ fn in_guest() {
     };
     let hierarchy = settings.hierarchy.as_ref().expect("control groups");
     assert_eq!(hierarchy.name(), "cgroup2");
+    assert_eq!(groups(unit).len(), 2, "one of groups, one of daemons");
+    // As after a restart, and as another runtime of the same launcher does.
+    assert_eq!(node.processes().hierarchy.as_ref(), Some(hierarchy));
     process(workloads(&node, &settings));
     process(async { end_shim(&node.data_dir, 0).await.expect("the shim ends") });
-    let groups = std::fs::read_dir("/sys/fs/cgroup")
-        .expect("control groups")
-        .flatten();
-    let left: Vec<_> = groups
-        .map(|entry| entry.file_name())
-        .filter(|name| name.to_string_lossy().starts_with("pronto"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert!(groups(unit).is_empty(), "{:?}", groups(unit));
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("a group");
+    assert_eq!(own, "0::/unit\n", "it is back where it was started");
+}
+
+/// Moves this process into a group of its own, which may hand controllers down: as a service is
+/// started.
+fn enter(unit: &Path) {
+    let root = unit.parent().expect("not the root");
+    let control = root.join("cgroup.subtree_control");
+    std::fs::write(control, "+memory +cpu +pids +io").expect("controllers");
+    std::fs::create_dir(unit).expect("a group");
+    std::fs::write(unit.join("cgroup.procs"), "0").expect("it moves");
+}
+
+/// The groups in this one.
+fn groups(unit: &Path) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(unit).expect("a group").flatten();
+    let groups = entries.filter(|entry| entry.path().is_dir());
+    groups.map(|entry| entry.file_name()).collect()
 }
 
 async fn workloads(node: &Node, settings: &ExecSettings) {
