@@ -66,8 +66,10 @@ impl Drop for Engine {
 struct Every {
     cluster: Cluster,
     guest: HashMap<String, String>,
+    /// Where the emulator is found.
+    path: String,
     // After the cluster, whose containers it has.
-    _engine: Engine,
+    engine: Engine,
 }
 
 impl Every {
@@ -94,7 +96,8 @@ impl Every {
         let every = Self {
             cluster,
             guest,
-            _engine: engine,
+            path,
+            engine,
         };
         wait_until("every runtime is offered", || every.offers_all());
         every
@@ -153,6 +156,35 @@ impl Every {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// What `bench submit` says in the environment of this cluster, and its exit code.
+fn bench(every: &Every, variables: &[(&str, &str)], flags: &[&str]) -> std::process::Output {
+    let small = ["--count", "2", "--parallel", "2", "--single", "1"];
+    let words = [
+        &["bench", "submit", "-o", "json", "--runtime"],
+        flags,
+        &small,
+    ]
+    .concat();
+    let host = every.engine.host();
+    let mut command = every.cluster.command(words);
+    command.env("DOCKER_HOST", host).env("PATH", &every.path);
+    command.envs(variables.iter().copied());
+    command.output().expect("pronto starts")
+}
+
+/// Its figures by name: value and reference.
+fn figures(output: &std::process::Output) -> HashMap<String, (f64, Option<f64>)> {
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    let row = |row: &serde_json::Value| {
+        let name = row["name"].as_str().expect("a name").to_owned();
+        let value = row["value"].as_f64().expect("a value");
+        (name, (value, row["reference"].as_f64()))
+    };
+    rows.iter().map(row).collect()
 }
 
 /// Waits for the server in a guest, and takes its word.
@@ -287,4 +319,50 @@ fn each_runtime_runs_from_the_command_line() {
         "true",
     ]);
     assert!(!refused.status.success(), "{refused:?}");
+}
+
+#[test]
+fn bench_submit_measures_each_runtime_beside_its_floor() {
+    let every = Every::start("bench");
+    let (kernel, initrd) = (&every.guest["kernel"], &every.guest["initrd"]);
+    for flags in [
+        &["docker"][..],
+        &["qemu", "--kernel", kernel, "--initrd", initrd],
+    ] {
+        let rows = figures(&bench(&every, &[], flags));
+        let (end_ms, floor_ms) = rows["submit_to_end_ms"];
+        let floor_ms = floor_ms.expect("a floor");
+        assert!(floor_ms > 0.0 && end_ms > 0.0, "{rows:?}");
+        let (own_ms, _) = rows["own_segments_ms"];
+        assert!(own_ms > 0.0 && own_ms < end_ms, "{rows:?}");
+        let (_, floor_per_second) = rows["tasks_per_second"];
+        assert!(
+            floor_per_second.is_some_and(|floor| floor > 0.0),
+            "{rows:?}"
+        );
+    }
+    let fails = |variables: &[(&str, &str)], flags: &[&str], words: &str| {
+        let output = bench(&every, variables, flags);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(words), "{told}");
+    };
+    let nowhere = ("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    fails(
+        &[nowhere],
+        &["docker"],
+        "no Docker engine answers at unix:///nowhere/docker.sock",
+    );
+    fails(
+        &[],
+        &["docker", "--image", "no-such-image"],
+        "has no image no-such-image",
+    );
+    fails(&[], &["qemu"], "--kernel");
+    fails(&[], &["qemu", "--kernel", "/no/kernel"], "/no/kernel");
+    let qemu = ["qemu", "--kernel", kernel];
+    fails(
+        &[("PATH", "/nowhere")],
+        &qemu,
+        "no guest runs here: there is no qemu-system-",
+    );
 }

@@ -46,10 +46,9 @@ pub(super) struct Engine {
 }
 
 /// The engine's address: the setting, `DOCKER_HOST`, or the usual socket.
-fn host(settings: &DockerSettings) -> String {
-    let chosen = settings
-        .host
-        .clone()
+pub(super) fn address(setting: Option<&str>) -> String {
+    let chosen = setting
+        .map(str::to_owned)
         .or_else(|| std::env::var("DOCKER_HOST").ok());
     match chosen.filter(|host| !host.is_empty()) {
         Some(path) if path.starts_with('/') => format!("unix://{path}"),
@@ -61,7 +60,7 @@ fn host(settings: &DockerSettings) -> String {
 impl Engine {
     /// Starts the health task on the current tokio runtime. It ends when the last clone is gone.
     pub(super) fn new(settings: &DockerSettings, offers: Offers) -> Self {
-        let host = host(settings);
+        let host = address(settings.host.as_deref());
         let (publish, health) = watch::channel(Health::default());
         let look = Arc::new(Notify::new());
         tokio::spawn(keep_watch(host.clone(), publish, look.clone(), offers));

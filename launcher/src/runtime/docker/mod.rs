@@ -4,8 +4,8 @@
 //! of what it was told; `adopt` finds out what became of an earlier process's. `engine` knows
 //! whether there is an engine; `spec` and `verdict` translate between jobs and the engine's words
 //! and are pure; `image` pulls, `output` copies logs, `session` runs commands inside; `end` finds
-//! all containers without a runtime. The engine is the only book: every container carries its
-//! attempt's name and labels, and is found by them.
+//! all containers without a runtime; `bare` is what benches compare with. The engine is the only
+//! book: every container carries its attempt's name and labels, and is found by them.
 //!
 //! Invariants: a container of ours belongs to exactly one attempt; nothing is said to have ended
 //! because the engine is away; after `Emptied` or `Failed` the engine knows no container of it.
@@ -15,6 +15,7 @@
 
 mod adopt;
 mod attempt;
+mod bare;
 mod end;
 mod engine;
 mod image;
@@ -23,6 +24,7 @@ mod session;
 mod spec;
 mod verdict;
 
+pub use bare::BareContainer;
 pub use end::end_containers;
 
 use super::exec::{NodeVariables, variables};

@@ -93,9 +93,24 @@ pub(super) fn container(
 }
 
 fn host_config(job: &Job, task: &DockerTask, around: Surroundings<'_>) -> HostConfig {
-    let memory = i64::from(job.demand.memory_mib.max(MEMORY_MIN_MIB)) * 1024 * 1024;
     let cpu = u64::from(job.demand.cpu_millis);
     let weight = (cpu * CORE_WEIGHT / 1000).max(WEIGHT_MIN);
+    HostConfig {
+        cpu_shares: Some(i64::try_from(weight).unwrap_or(i64::MAX)),
+        nano_cpus: (job.body.hard_cpu && cpu > 0)
+            .then(|| i64::try_from(cpu * 1_000_000).unwrap_or(i64::MAX)),
+        pids_limit: Some(i64::from(task.pids_limit.unwrap_or(PIDS_DEFAULT))),
+        mounts: Some(mounts(task, around.files)),
+        port_bindings: Some(task.ports.iter().map(binding).collect::<PortMap>()),
+        security_opt: (!job.body.privileged).then(|| vec!["no-new-privileges".to_owned()]),
+        device_requests: gpu_requests(job, around.gpu_requests),
+        ..limits(job.demand.memory_mib)
+    }
+}
+
+/// What every container has.
+pub(super) fn limits(memory_mib: u32) -> HostConfig {
+    let memory = i64::from(memory_mib.max(MEMORY_MIN_MIB)) * 1024 * 1024;
     let log = [
         ("max-size", ENGINE_LOG_BYTES.to_string()),
         ("max-file", ENGINE_LOG_FILES.to_string()),
@@ -104,18 +119,11 @@ fn host_config(job: &Job, task: &DockerTask, around: Surroundings<'_>) -> HostCo
         memory: Some(memory),
         // Equal to the memory: no swap, since the demand speaks of memory.
         memory_swap: Some(memory),
-        cpu_shares: Some(i64::try_from(weight).unwrap_or(i64::MAX)),
-        nano_cpus: (job.body.hard_cpu && cpu > 0)
-            .then(|| i64::try_from(cpu * 1_000_000).unwrap_or(i64::MAX)),
-        pids_limit: Some(i64::from(task.pids_limit.unwrap_or(PIDS_DEFAULT))),
-        mounts: Some(mounts(task, around.files)),
-        port_bindings: Some(task.ports.iter().map(binding).collect::<PortMap>()),
+        pids_limit: Some(i64::from(PIDS_DEFAULT)),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log.map(|(key, value)| (key.to_owned(), value)).into()),
         }),
-        security_opt: (!job.body.privileged).then(|| vec!["no-new-privileges".to_owned()]),
-        device_requests: gpu_requests(job, around.gpu_requests),
         ..HostConfig::default()
     }
 }

@@ -3,7 +3,8 @@
 //! A guest is a process of a shim with a monitor beside it. `attempt` leads one from its files to
 //! their removal; `machine` makes the command line, `seed` and `disk` the files, `ports` looks for
 //! free ones; `qmp` speaks to the monitor; `console` and `verdict` say how a guest ended; `probe`
-//! finds out what can be run here. `machine`, `seed`, `console` and `verdict` are pure.
+//! finds out what can be run here; `bare` is what benches compare with. `machine`, `seed`,
+//! `console` and `verdict` are pure.
 //!
 //! The shim is one of its own, in a directory and control groups of its own: it is what survives
 //! the launcher, ends overdue guests when the launcher is dead, and keeps logs and exit codes.
@@ -12,6 +13,7 @@
 //! never written; after `Emptied` or `Failed` there is no overlay, seed or socket of it.
 
 mod attempt;
+mod bare;
 mod console;
 mod disk;
 mod machine;
@@ -20,6 +22,8 @@ pub mod probe;
 mod qmp;
 mod seed;
 mod verdict;
+
+pub use bare::BareGuest;
 
 use super::exec::{ExecRuntime, ExecSettings};
 use super::{BoxFuture, Events, FileRoot, Readiness, Runtime};
