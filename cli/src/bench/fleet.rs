@@ -321,7 +321,8 @@ async fn read(launcher: &Launcher, counters: &Counters) {
     }
 }
 
-/// Sends READY for each launcher that has changed, and keeps the sessions alive.
+/// Sends READY for each launcher that has changed, and each second in any case: who is not heard is
+/// given nothing.
 async fn beat(launchers: Vec<Rc<Launcher>>) {
     let mut every = tokio::time::interval(READY_DELAY);
     let mut ticked = Instant::now();
@@ -342,11 +343,8 @@ async fn beat(launchers: Vec<Rc<Launcher>>) {
             if tick {
                 let _error_ends_the_reader = wire.tick(now);
             }
-            if dirty
-                && wire
-                    .queue(&Frame::new(Operand::Ready, launcher.status()))
-                    .is_ok()
-            {
+            let ready = Frame::new(Operand::Ready, launcher.status());
+            if wire.queue(&ready).is_ok() {
                 let _error_ends_the_reader = wire.try_flush();
             }
         }

@@ -215,8 +215,10 @@ impl State {
         let node = self.instance(slot).node;
         self.nodes.take_off(node, slot);
         let not_before_ns = self.now.mono_ns.saturating_add(delay_ns);
+        let instance = self.instance(slot);
+        let next = self.meta.next_attempt(instance.seq, instance.attempt);
         let instance = self.instance_mut(slot);
-        instance.attempt += 1;
+        instance.attempt = next;
         instance.leave_node();
         instance.amended = true;
         let (seq, attempt, submission) = (instance.seq, instance.attempt, instance.submission);

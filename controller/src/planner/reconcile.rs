@@ -166,11 +166,18 @@ impl State {
             }
             self.on_superseded();
         }
-        // A scheduler that is active for others keeps its term; one that is not gets a new one.
-        self.meta.term = if up.active {
-            self.meta.term.max(up.term.0).max(1)
+        if self.meta.restored && reported > 0 {
+            // All that launchers report is below it: from now on a higher epoch is another's.
+            self.meta.restored = false;
+            self.journal.write(Write::Epoch(self.meta.epoch));
+        }
+        // A scheduler that is active under the highest term keeps it. One that is not gets a new
+        // one, and so does one that was left for another meanwhile: launchers would obey both.
+        let term = self.meta.term.max(up.term.0);
+        self.meta.term = if up.active && up.term.0 == term {
+            term
         } else {
-            self.meta.term.max(up.term.0) + 1
+            term + 1
         };
         self.journal.write(Write::Term(self.meta.term));
         self.journal.then(After::Activate);

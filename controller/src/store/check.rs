@@ -1,7 +1,8 @@
 //! Looking after a store: integrity check, backup while it runs, restore.
 
-use super::sqlite::{DATABASE, lock};
-use super::{SCHEMA_VERSION, StoreError, schema};
+use super::sqlite::{DATABASE, lock, put_meta, signed};
+use super::{SCHEMA_VERSION, StoreError, load, schema};
+use crate::shell::unix_ms;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
@@ -122,10 +123,18 @@ pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
     }
     copy(&read_only(file)?, &fresh)?;
     let connection = Connection::open(&fresh)?;
-    connection.execute(
-        "INSERT OR REPLACE INTO meta (key, value) VALUES ('restored', 1)",
-        [],
-    )?;
+    let mut meta = load::meta(&connection)?;
+    meta.leap(unix_ms());
+    let numbers = [
+        ("restored", u64::from(meta.restored)),
+        ("epoch", meta.epoch),
+        ("term", meta.term),
+        ("leap_seq", meta.leap_seq),
+        ("leap_attempt", u64::from(meta.leap_attempt)),
+    ];
+    for (key, value) in numbers {
+        put_meta(&connection, key, signed(value))?;
+    }
     connection
         .close()
         .map_err(|(_, error)| StoreError::from(error))?;

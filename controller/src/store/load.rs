@@ -43,14 +43,18 @@ pub(crate) fn initialise(connection: &Connection, options: &OpenOptions) -> Resu
     Ok(())
 }
 
-fn meta(connection: &Connection) -> Result<Meta, StoreError> {
-    let number = |key: &str| -> Result<u64, StoreError> {
+pub(super) fn meta(connection: &Connection) -> Result<Meta, StoreError> {
+    let number_if_there = |key: &str| -> Result<Option<u64>, StoreError> {
         connection
             .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
                 row.get::<_, i64>(0)
             })
-            .map(unsigned)
+            .optional()
+            .map(|value| value.map(unsigned))
             .map_err(|error| damaged(format!("meta {key}: {error}")))
+    };
+    let number = |key: &str| {
+        number_if_there(key)?.ok_or_else(|| damaged(format!("meta {key} is not there")))
     };
     let owner: [u8; 16] =
         connection.query_row("SELECT value FROM meta WHERE key = 'owner'", [], |row| {
@@ -75,6 +79,10 @@ fn meta(connection: &Connection) -> Result<Meta, StoreError> {
         next_seq: unsigned(next_seq),
         next_event: unsigned(next_event),
         restored: number("restored")? != 0,
+        // Only a store that was restored has them.
+        leap_seq: number_if_there("leap_seq")?.unwrap_or(0),
+        leap_attempt: u32::try_from(number_if_there("leap_attempt")?.unwrap_or(0))
+            .map_err(|error| damaged(format!("meta leap_attempt: {error}")))?,
     })
 }
 

@@ -42,6 +42,8 @@ impl MemoryStore {
                 next_seq: 1,
                 next_event: 1,
                 restored: false,
+                leap_seq: 0,
+                leap_attempt: 0,
             },
             specs: BTreeMap::new(),
             submissions: BTreeMap::new(),
@@ -56,13 +58,24 @@ impl MemoryStore {
         }
     }
 
+    /// What [`super::restore_backup`] makes of this store as a backup.
+    #[must_use]
+    pub fn restored(&self, unix_ms: u64) -> Self {
+        let mut store = self.clone();
+        store.meta.next_seq = store.next_seq();
+        store.meta.leap(unix_ms);
+        store
+    }
+
+    fn next_seq(&self) -> u64 {
+        let newest = self.submissions.last_key_value();
+        newest.map_or(1, |(first, (row, _))| first + u64::from(row.count))
+    }
+
     /// Raises the epoch and gives what a planner starts from, as opening a database does.
     pub fn open(&mut self) -> Snapshot {
         self.meta.epoch += 1;
-        self.meta.next_seq = self
-            .submissions
-            .last_key_value()
-            .map_or(1, |(first, (row, _))| first + u64::from(row.count));
+        self.meta.next_seq = self.next_seq();
         self.meta.next_event = self.events.last().map_or(1, |event| event.number + 1);
         Snapshot {
             meta: self.meta,

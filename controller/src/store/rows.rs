@@ -24,6 +24,40 @@ pub struct Meta {
     pub next_event: u64,
     /// It was restored from a backup and must raise its epoch above all that launchers report.
     pub restored: bool,
+    /// Instances numbered below this were in a backup that was restored ...
+    pub leap_seq: u64,
+    /// ... and their next attempt has this number at least.
+    pub leap_attempt: u32,
+}
+
+/// The beginning of 2026: eighths of a second from then on fit into an attempt's number until 2043.
+const ATTEMPTS_SINCE_UNIX_S: u64 = 1_767_225_600;
+
+impl Meta {
+    /// What a backup becomes when it is restored. It does not know the epochs, terms and attempts
+    /// that were used after it was made, so all of them go on from the wall clock: seconds for what
+    /// rises with each start or failover, and eighths of a second for attempts, of which an instance
+    /// that waits for room takes some a second.
+    pub(super) fn leap(&mut self, unix_ms: u64) {
+        let seconds = unix_ms / 1000;
+        self.restored = true;
+        self.epoch = self.epoch.max(seconds);
+        self.term = self.term.max(seconds);
+        self.leap_seq = self.next_seq;
+        let eighths = seconds.saturating_sub(ATTEMPTS_SINCE_UNIX_S) * 8;
+        self.leap_attempt = u32::try_from(eighths).unwrap_or(u32::MAX / 2);
+    }
+
+    /// The number of the attempt after another one of an instance.
+    #[must_use]
+    pub(crate) fn next_attempt(&self, seq: u64, attempt: u32) -> u32 {
+        let next = attempt + 1;
+        if seq < self.leap_seq {
+            next.max(self.leap_attempt)
+        } else {
+            next
+        }
+    }
 }
 
 /// What is run; submissions share it.

@@ -322,6 +322,10 @@ fn a_backup_is_made_while_it_runs_and_put_back() {
         found.meta.restored,
         "its epoch must rise above what launchers report"
     );
+    let seconds = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(found.meta.epoch > seconds - 1000 && found.meta.term > seconds - 1000);
+    assert_eq!(found.meta.leap_seq, 2, "instance 1 is in it");
+    assert!(found.meta.leap_attempt > 1);
     assert!(dir.path().join("controller.db.replaced-1").exists());
     let nonsense = files.path().join("nonsense");
     std::fs::write(&nonsense, "not a database").unwrap();

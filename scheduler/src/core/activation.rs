@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A term never falls. What a launcher says of terms makes no difference to the scheduler's own:
-//! a launcher that has seen a higher one is merely not placed on, since it would refuse.
+//! a launcher that has seen a higher one is merely not placed on, since it would refuse. Controllers
+//! are told of it in their WELCOME, and activate above it.
 
 use super::limits::WARM_NODES_PERCENT;
 use super::outlet::{Nanos, Outgoing, Outlet};

@@ -35,7 +35,13 @@ pub const GRANT_MAX_MS: u64 = 60_000;
 /// Pages of a node list that one controller gets in one turn: a page of 256 nodes takes about a
 /// millisecond to make, and placement should not wait for more.
 pub const PAGES_PER_TURN: usize = 1;
+/// The highest term that is believed of a launcher: terms count activations, or the seconds since 1970
+/// where a store was restored. One that lies can't bring them to their end.
+pub const BELIEVED_TERM: u64 = 1 << 33;
 /// Statistics that a launcher may miss before nothing more is placed on it.
 pub const MISSED_STATS: u64 = 3;
+/// Who has not sent statistics yet, or never does, asks for its lease each second all the same: three
+/// of these.
+pub const MISSED_STATUSES_MS: u64 = 3_000;
 /// Nodes looked at for statistics in one tick at most; they take a few microseconds each.
 pub const STATS_NODES_PER_TICK: usize = 1024;

@@ -6,9 +6,9 @@
 //!              └──────────────────────────────── session ends ◀───────────┘
 //! ```
 //!
-//! One that has sent statistics and is not heard for three of their intervals is silent: it is not
-//! placed on and is shown as FULL, with that reason, until it is heard again or its session times
-//! out.
+//! One that is not heard for three intervals of its statistics, or three seconds where it sends none,
+//! is silent: it is not placed on and is shown as FULL, with that reason, until it is heard again or
+//! its session times out.
 //!
 //! A record lives as long as its control session; nothing of it outlives that.
 
@@ -45,9 +45,9 @@ pub(crate) struct Node {
     pub(crate) reported: bool,
     /// When a frame last came from it.
     pub(crate) heard_at: Nanos,
-    /// It has sent statistics, so that their absence means something.
+    /// It has sent statistics, so that it is to be heard as often as they are wanted.
     pub(crate) sends_stats: bool,
-    /// It has missed them and is not placed on until it is heard again.
+    /// It was to be heard and was not; it is not placed on until it is.
     pub(crate) silent: bool,
     /// The session's queue is above its mark and has not drained.
     pub(crate) brimming: bool,

@@ -8,7 +8,7 @@
 
 use super::controller::Controller;
 use super::leases::GrantState;
-use super::limits::{CONTROLLERS, REMEMBERED_OWNERS};
+use super::limits::{BELIEVED_TERM, CONTROLLERS, REMEMBERED_OWNERS};
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
 use super::{Arrival, Broker, Peer};
@@ -253,11 +253,14 @@ impl Broker {
                 .unwrap_or_default(),
             nodes: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX),
         });
-        let (term, active) = (self.activation.term(), self.activation.is_activated());
-        out.welcome(
-            session,
-            Welcome::new(self.incarnation, term.0, active, body),
-        );
+        // A controller whose store is new, or was restored, has to raise its term above what launchers
+        // obey, or none of them would take its work.
+        let obeyed = self.nodes.values().filter(|_| owner.is_some());
+        let obeyed = obeyed.map(|node| node.term.0);
+        let obeyed = obeyed.filter(|term| *term <= BELIEVED_TERM).max();
+        let term = self.activation.term().0.max(obeyed.unwrap_or(0));
+        let active = self.activation.is_activated();
+        out.welcome(session, Welcome::new(self.incarnation, term, active, body));
     }
 
     /// Remembers the highest epoch of an owner, and not for ever of everybody.

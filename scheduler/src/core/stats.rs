@@ -6,7 +6,7 @@
 //! once an interval, whatever it sends, and 10,000 nodes never stall a turn. A change of state jumps
 //! the queue. Nothing is lost by coalescing: the later replaces the earlier.
 
-use super::limits::{MISSED_STATS, STATS_NODES_PER_TICK};
+use super::limits::{MISSED_STATS, MISSED_STATUSES_MS, STATS_NODES_PER_TICK};
 use super::outlet::{Nanos, Outgoing, Outlet};
 use super::{Broker, controller::Controller, node::Node};
 use crate::table::NodeIndex;
@@ -150,15 +150,20 @@ impl Broker {
         }
     }
 
-    /// Takes a node out of placement that has missed its statistics.
+    /// Takes a node out of placement that has missed its statistics, from its WELCOME on.
     fn look_for_silence(&mut self, now: Nanos, index: NodeIndex) {
-        let limit_ns = MISSED_STATS * self.config.stats_interval_ms.max(1) * 1_000_000;
+        let stats_ms = MISSED_STATS * self.config.stats_interval_ms.max(1);
         let awake_since = self.stats.awake_since;
         let Some(node) = self.nodes.get_mut(&index) else {
             return;
         };
         let heard_at = node.heard_at.max(awake_since);
-        if node.silent || !node.sends_stats || now.since(heard_at) <= limit_ns {
+        let limit_ms = if node.sends_stats {
+            stats_ms
+        } else {
+            stats_ms.max(MISSED_STATUSES_MS)
+        };
+        if node.silent || now.since(heard_at) <= limit_ms * 1_000_000 {
             return;
         }
         node.silent = true;

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use pronto_payloads::codec;
 use pronto_payloads::demand::Constraint;
-use pronto_payloads::hello::OwnerSummary;
+use pronto_payloads::hello::{ControllerHello, OwnerSummary};
 use pronto_payloads::ids::{
     BootId, ControllerEpoch, Generation, NodeUuid, OwnerId, SessionEpoch, Term,
 };
@@ -378,6 +378,22 @@ fn rule_07_only_the_highest_term_activates_and_a_node_that_saw_a_higher_one_is_l
             .refusal,
         Refusal::CloudFull
     );
+    // A controller that comes is told of it, unless it can't be true.
+    let mut liar = launcher_hello(capacity(1000));
+    liar.term = Term(u64::MAX);
+    liar.node_uuid = pronto_payloads::ids::NodeUuid([9; 16]);
+    let liar = world.silent_node("liar", 1, &liar);
+    world.skip_all(Operand::NodeConnected);
+    let body = codec::encode(&ControllerHello {
+        owner: OwnerId([66; 16]),
+        epoch: ControllerEpoch(1),
+    });
+    let other = world.connect((Role::Controller, "d"), Purpose::Control, 1, body);
+    let (welcome, _) = world.expect_welcome(other);
+    assert_eq!((welcome.term, welcome.active), (6, true));
+    world.close(other);
+    world.close(liar.session);
+    world.skip_all(Operand::NodeDisconnected);
     world.activate(&controller, 6, 0);
     world.end_turn();
     let grown: CapacityGrown = decode!(world.expect(controller.session, Operand::Capacity));
@@ -425,9 +441,11 @@ fn rule_08_placements_wait_for_nine_tenths_of_the_nodes_or_five_seconds() {
 
     let mut world = World::standby(BrokerConfig::default());
     let controller = world.controller(OWNER, 1);
-    world.node("n0", capacity(1000));
+    let node = world.node("n0", capacity(1000));
     world.activate(&controller, 1, 10);
-    world.pass_ms(4_900);
+    world.pass_ms(2_500);
+    world.ready(&node, 0, capacity(1000));
+    world.pass_ms(2_400);
     world.skip_all(Operand::Stats);
     assert_eq!(
         world
@@ -630,6 +648,37 @@ fn a_node_that_misses_three_statistics_is_given_nothing_until_it_is_heard() {
     world.skip_all(Operand::Capacity);
     world.skip_all(Operand::Stats);
     world.skip_all(Operand::Capacity);
+    world.placed(&controller, &start(attempt(3), cpu(100)));
+}
+
+/// A launcher that hangs as soon as it has said what is free is noticed as well.
+#[test]
+fn a_node_that_is_not_heard_after_its_welcome_is_given_nothing() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    world.pass_ms(3_000);
+    for operand in [Operand::Capacity, Operand::Stats, Operand::Capacity] {
+        world.skip_all(operand);
+    }
+    world.placed(&controller, &start(attempt(1), cpu(100)));
+    world.pass_ms(1_100);
+    let told: StatsBatch = decode!(world.expect(controller.session, Operand::Stats));
+    assert!(told.nodes[0].reason.contains("silent"), "{told:?}");
+    world.skip_all(Operand::Stats);
+    world.refused(&controller, &start(attempt(2), cpu(100)));
+    // It sends no statistics; its statuses are enough.
+    for _ in 0..10 {
+        world.ready(&node, 1, capacity(900));
+        world.pass_ms(1_000);
+    }
+    for operand in [
+        Operand::Capacity,
+        Operand::Stats,
+        Operand::Capacity,
+        Operand::Stats,
+    ] {
+        world.skip_all(operand);
+    }
     world.placed(&controller, &start(attempt(3), cpu(100)));
 }
 

@@ -100,8 +100,8 @@ struct Totals {
     faults: usize,
     steps: u64,
     seconds: f64,
-    /// Seed, what was violated, trace; the lowest seed first.
-    failed: Vec<(u64, String, String)>,
+    /// Seed, and what was violated; the lowest seed first.
+    failed: Vec<(u64, String)>,
 }
 
 /// Runs seeds until one fails.
@@ -120,11 +120,7 @@ fn simulate(args: &Args, plant: Option<Plant>) -> Totals {
                     }
                     let config = SimConfig {
                         plant,
-                        trace_lines: if args.grep.is_some() {
-                            usize::MAX
-                        } else {
-                            args.lines
-                        },
+                        trace_lines: 0,
                         ..SimConfig::new(seed)
                     };
                     let outcome = std::panic::catch_unwind(|| run(&config));
@@ -137,14 +133,13 @@ fn simulate(args: &Args, plant: Option<Plant>) -> Totals {
                             totals.faults += outcome.faults;
                             totals.steps += outcome.steps;
                             if let Some(failure) = outcome.failure {
-                                totals.failed.push((seed, failure, outcome.trace));
+                                totals.failed.push((seed, failure));
                             }
                         }
-                        Err(_) => totals.failed.push((
-                            seed,
-                            "a core panicked; its message is above".to_owned(),
-                            String::new(),
-                        )),
+                        Err(_) => {
+                            let failure = "a core panicked; its message is above";
+                            totals.failed.push((seed, failure.to_owned()));
+                        }
                     }
                     if !totals.failed.is_empty() {
                         // One is enough to look at.
@@ -157,8 +152,23 @@ fn simulate(args: &Args, plant: Option<Plant>) -> Totals {
     });
     let mut totals = totals.into_inner().expect("all threads have ended");
     totals.seconds = began.elapsed().as_secs_f64();
-    totals.failed.sort_by_key(|(seed, ..)| *seed);
+    totals.failed.sort_by_key(|(seed, _)| *seed);
     totals
+}
+
+/// The end of a seed's trace, from a run of its own: a run makes none unless it is asked to. Empty
+/// where a core panics.
+fn trace(args: &Args, seed: u64) -> String {
+    let trace_lines = if args.grep.is_some() {
+        usize::MAX
+    } else {
+        args.lines
+    };
+    let config = SimConfig {
+        trace_lines,
+        ..SimConfig::new(seed)
+    };
+    std::panic::catch_unwind(|| run(&config).trace).unwrap_or_default()
 }
 
 /// The seeds as they are: none may fail.
@@ -172,10 +182,11 @@ fn report(args: &Args, totals: &Totals) -> ExitCode {
         totals.faults,
         totals.steps
     );
-    let Some((seed, failure, trace)) = totals.failed.first() else {
+    let Some((seed, failure)) = totals.failed.first() else {
         println!("lost 0, ran twice 0");
         return ExitCode::SUCCESS;
     };
+    let trace = trace(args, *seed);
     let wanted = args.grep.as_deref().unwrap_or_default();
     for line in trace.lines().filter(|line| line.contains(wanted)) {
         println!("{line}");
@@ -193,7 +204,7 @@ fn hunt(args: &Args) -> ExitCode {
     for plant in &args.plants {
         let totals = simulate(args, Some(*plant));
         match totals.failed.first() {
-            Some((seed, failure, _)) => println!(
+            Some((seed, failure)) => println!(
                 "{:28} caught after {} seeds, by seed {seed}: {failure}",
                 plant.name(),
                 seed - args.first + 1

@@ -1,4 +1,4 @@
-//! The simulated controller process: the planner's core, a disk that takes its time, and users.
+//! A simulated controller process: the planner's core, a disk that takes its time, and users.
 //!
 //! Batches are durable some milliseconds after they were handed over, many together, as a group
 //! commit makes them; a crash loses those that were not. What a restarted controller reads is
@@ -12,6 +12,7 @@ use pronto_controller::planner::{Effect, Event, Now, Settings, State};
 use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
+use pronto_protocol::transport::Dialer;
 use std::collections::VecDeque;
 
 /// The wall clock at the simulation's beginning, for people.
@@ -21,6 +22,14 @@ const UNIX_MS: u64 = 1_800_000_000_000;
 #[derive(Debug)]
 pub struct Controller {
     settings: Settings,
+    /// Whom it asks next, in its process's own order.
+    pub dialer: Dialer,
+    fresh_dialer: Dialer,
+    /// The scheduler that it is at, or dials.
+    pub target: u32,
+    /// The last copy of its store that was made.
+    backup: Option<MemoryStore>,
+
     /// None while it is dead.
     pub planner: Option<State>,
     pub life: u64,
@@ -52,12 +61,17 @@ pub struct Wishes {
 impl Controller {
     /// An empty disk; the process is not started.
     #[must_use]
-    pub fn new(settings: Settings, owner: OwnerId) -> Self {
+    pub fn new(index: u32, settings: Settings, dialer: Dialer) -> Self {
+        let number = u8::try_from(index).expect("a handful");
         Self {
             settings,
+            fresh_dialer: dialer.clone(),
+            dialer,
+            target: 0,
+            backup: None,
             planner: None,
             life: 0,
-            store: MemoryStore::new(owner, 7),
+            store: MemoryStore::new(OwnerId([9 + number; 16]), 7 + u64::from(number)),
             unsynced: VecDeque::new(),
             committing: None,
             conn: None,
@@ -92,6 +106,7 @@ impl Controller {
     /// Starts the process on what is durable.
     pub fn start(&mut self, now: Time) {
         self.life += 1;
+        self.dialer = self.fresh_dialer.clone();
         let snapshot = self.store.open();
         self.planner = Some(State::new(self.settings.clone(), snapshot, self.now(now)));
     }
@@ -120,6 +135,32 @@ impl Controller {
             .map(|(row, _)| u64::from(row.count))
             .sum();
         usize::try_from(admitted).expect("small") - self.store.ends.len()
+    }
+
+    /// Whether it lives, and every instance has its end.
+    #[must_use]
+    pub fn has_finished(&self) -> bool {
+        self.planner.is_some() && self.unfinished() == 0
+    }
+
+    /// How many attempts it did not know, and left alone.
+    #[must_use]
+    pub fn quarantined(&self) -> usize {
+        let events = self.store.events.iter();
+        events.filter(|event| event.kind == "quarantined").count()
+    }
+
+    /// Makes a copy of what is durable.
+    pub fn back_up(&mut self) {
+        self.backup = Some(self.store.clone());
+    }
+
+    /// Replaces the dead process's store by the last copy that was made of it. Its operator sees to it
+    /// that the clock is right.
+    pub fn restore(&mut self, now: Time) {
+        if let Some(backup) = &self.backup {
+            self.store = backup.restored(UNIX_MS + now / MS);
+        }
     }
 
     /// The process dies; what was not durable is lost.
@@ -170,6 +211,8 @@ impl Controller {
         plant: Option<Plant>,
         wishes: &mut Wishes,
     ) {
+        // Answered once all batches of this step are on their way, as by a thread of its own.
+        let mut looked_up = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Commit(batch) => {
@@ -182,17 +225,14 @@ impl Controller {
                 Effect::DropSession { reason } => wishes.drop_session = Some(reason),
                 Effect::Lookup { lookup, id } => {
                     let found = self.store.lookup(id).expect("memory does not fail");
-                    self.step(
-                        now,
-                        vec![Event::LookedUp { lookup, found }],
-                        rng,
-                        plant,
-                        wishes,
-                    );
+                    looked_up.push(Event::LookedUp { lookup, found });
                 }
                 reply @ (Effect::Reply { .. } | Effect::Changed(_)) => wishes.replies.push(reply),
                 Effect::Recorded(_) | Effect::Warn(_) => {}
             }
+        }
+        if !looked_up.is_empty() {
+            self.step(now, looked_up, rng, plant, wishes);
         }
     }
 

@@ -26,8 +26,14 @@ pub enum Fault {
     Cut,
     /// One direction between two hosts stands still for a while.
     Block { from: Host, to: Host, time: Time },
-    /// The controller's disk stands still for a while.
-    DiskStall { time: Time },
+    /// A host reaches nobody, and nobody reaches it, for a while.
+    Isolate { host: Host, time: Time },
+    /// A controller's disk stands still for a while.
+    DiskStall { controller: u32, time: Time },
+    /// A copy of a controller's store is made.
+    Backup { controller: u32 },
+    /// A controller's store is replaced by the last copy that was made of it.
+    Restore { controller: u32, back_after: Time },
     /// The network is slow from now on.
     Delay { longest: Time },
     /// A host reads late for a while.
@@ -36,29 +42,49 @@ pub enum Fault {
     Lie { node: u32, time: Time },
     /// A node says everything twice now and then, for a while.
     Stutter { node: u32, time: Time },
-    /// The controller's wall clock is set.
-    WallClock { to: u64 },
+    /// A node can start nothing for a while, and has room for everything.
+    BlackHole { node: u32, time: Time },
+    /// A controller's wall clock is set.
+    WallClock { controller: u32, to: u64 },
     /// A host's certificate is not valid any more, until a new one is there.
     Expire { host: Host, time: Time },
 }
 
-/// Draws the next fault for a cluster of so many nodes.
-pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
-    let node = u32::try_from(rng.below(u64::from(nodes))).expect("below a u32");
+/// Who may be broken.
+#[derive(Clone, Copy, Debug)]
+pub struct Cast {
+    pub schedulers: u32,
+    pub controllers: u32,
+    pub nodes: u32,
+}
+
+/// Draws the next fault for a cluster.
+pub fn draw(rng: &mut Rng, cast: Cast) -> Fault {
+    let one_of = |rng: &mut Rng, count: u32| {
+        u32::try_from(rng.below(u64::from(count))).expect("below a u32")
+    };
+    let node = one_of(rng, cast.nodes);
+    let controller = one_of(rng, cast.controllers);
+    let scheduler = Host::Scheduler(one_of(rng, cast.schedulers));
     let short = rng.between(1, 500) * MS;
-    let long = rng.between(100, 8_000) * MS;
+    let long = match rng.below(8) {
+        // Leases, grants and graces run out meanwhile.
+        0 => rng.between(8_000, 16_000) * MS,
+        _ => rng.between(100, 8_000) * MS,
+    };
     let any = match rng.below(4) {
-        0 => Host::Scheduler,
-        1 => Host::Controller,
+        0 => scheduler,
+        1 => Host::Controller(controller),
         _ => Host::Node(node),
     };
     match rng.below(120) {
         0..12 => Fault::Kill {
-            host: Host::Scheduler,
-            back_after: short,
+            host: scheduler,
+            // Long enough, now and then, that everybody goes to the other.
+            back_after: if rng.per_mille(250) { long } else { short },
         },
         12..24 => Fault::Kill {
-            host: Host::Controller,
+            host: Host::Controller(controller),
             back_after: short,
         },
         24..36 => Fault::Kill {
@@ -80,16 +106,16 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
             fenced: rng.per_mille(300),
         },
         58..72 => Fault::Cut,
-        72..88 => {
+        72..85 => {
             let other = if rng.per_mille(800) {
                 Host::Node(node)
             } else {
-                Host::Controller
+                Host::Controller(controller)
             };
             let (from, to) = if rng.per_mille(500) {
-                (other, Host::Scheduler)
+                (other, scheduler)
             } else {
-                (Host::Scheduler, other)
+                (scheduler, other)
             };
             Fault::Block {
                 from,
@@ -97,7 +123,14 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
                 time: long,
             }
         }
-        88..94 => Fault::DiskStall { time: short },
+        85..88 => Fault::Isolate {
+            host: any,
+            time: 2 * long,
+        },
+        88..94 => Fault::DiskStall {
+            controller,
+            time: short,
+        },
         94..98 => Fault::Delay {
             longest: rng.between(1, 200) * MS,
         },
@@ -107,8 +140,10 @@ pub fn draw(rng: &mut Rng, nodes: u32) -> Fault {
             time: long,
         },
         104..108 => Fault::Lie { node, time: long },
-        108..112 => Fault::Stutter { node, time: long },
-        112..115 => Fault::WallClock {
+        108..111 => Fault::Stutter { node, time: long },
+        111..113 => Fault::BlackHole { node, time: long },
+        113..115 => Fault::WallClock {
+            controller,
             to: rng.between(1_700_000_000_000, 1_900_000_000_000),
         },
         _ => Fault::Expire {

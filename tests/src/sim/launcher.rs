@@ -22,6 +22,7 @@ use pronto_payloads::node::{Label, NodeFacts, NodeLoad};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
 use pronto_protocol::Frame;
+use pronto_protocol::transport::Dialer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -74,6 +75,11 @@ pub struct Node {
     pub life: u64,
     pub conn: Option<ConnId>,
     pub welcomed: bool,
+    /// Whom it asks next, in its process's own order.
+    pub dialer: Dialer,
+    fresh_dialer: Dialer,
+    /// The scheduler that it is at, or dials.
+    pub target: u32,
     /// Until when the process is stopped by SIGSTOP.
     pub frozen_until: Time,
     store: MemoryStore,
@@ -86,8 +92,8 @@ pub struct Node {
     pub lies_until: Time,
     /// It says things twice until then.
     pub stutters_until: Time,
-    /// For how many beats nobody could reach it.
-    pub away_beats: u32,
+    /// Nothing starts on it until then.
+    pub swallows_until: Time,
     /// Ends that were said once, for a planted bug.
     ends_said: BTreeSet<AttemptId>,
 }
@@ -104,7 +110,7 @@ pub struct Wishes {
 impl Node {
     /// A machine that has just booted; its launcher is not started.
     #[must_use]
-    pub fn new(index: u32, capacity: Capacity) -> Self {
+    pub fn new(index: u32, capacity: Capacity, dialer: Dialer) -> Self {
         let mut uuid = [1; 16];
         uuid[..4].copy_from_slice(&index.to_le_bytes());
         Self {
@@ -118,6 +124,9 @@ impl Node {
             life: 0,
             conn: None,
             welcomed: false,
+            fresh_dialer: dialer.clone(),
+            dialer,
+            target: 0,
             frozen_until: 0,
             store: MemoryStore::default(),
             synced: MemoryStore::default(),
@@ -126,7 +135,7 @@ impl Node {
             wakes_at: Time::MAX,
             lies_until: 0,
             stutters_until: 0,
-            away_beats: 0,
+            swallows_until: 0,
             ends_said: BTreeSet::new(),
         }
     }
@@ -160,6 +169,7 @@ impl Node {
         plant: Option<Plant>,
     ) -> Wishes {
         self.life += 1;
+        self.dialer = self.fresh_dialer.clone();
         if plant == Some(Plant::RepeatsSessionEpochs) {
             self.epoch = 0;
         }
@@ -352,7 +362,7 @@ impl Node {
                 start_at_once,
                 fence_at,
             } => {
-                if rng.per_mille(2) {
+                if rng.per_mille(2) || now < self.swallows_until {
                     let end = End {
                         cause: EndCause::Rejected,
                         message: "no disk".to_owned(),

@@ -1,7 +1,7 @@
 //! The whole cluster in one process, from one seed.
 //!
-//! Scheduler, launchers and controller are the daemons' own cores, joined by real protocol sessions
-//! over a simulated network ([`net`]), with a simulated disk under the controller and a simulated
+//! Schedulers, launchers and controllers are the daemons' own cores, joined by real protocol sessions
+//! over a simulated network ([`net`]), with a simulated disk under each controller and a simulated
 //! node under each launcher. [`world`] runs them on a simulated clock; [`faults`] breaks things by
 //! a schedule drawn from the seed; [`users`] submit, stop and drain meanwhile; [`oracle`] watches
 //! what really ran and checks the invariants after each step.

@@ -46,8 +46,8 @@ impl Room {
 /// A machine of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
-    Scheduler,
-    Controller,
+    Scheduler(u32),
+    Controller(u32),
     Node(u32),
 }
 
@@ -170,7 +170,7 @@ impl Net {
             // A controller that can't keep up is cut; here only nodes are to be so narrow.
             queue_limit_bytes: match host {
                 Host::Node(_) => self.room.queue_bytes,
-                Host::Scheduler | Host::Controller => Room::AMPLE.queue_bytes,
+                Host::Scheduler(_) | Host::Controller(_) => Room::AMPLE.queue_bytes,
             },
             ..config
         };

@@ -6,7 +6,7 @@
 
 use super::net::Time;
 use pronto_payloads::demand::{Capacity, Demand};
-use pronto_payloads::ids::{Attempt, InstanceId};
+use pronto_payloads::ids::{Attempt, InstanceId, OwnerId};
 use pronto_payloads::instance::{End, EndCause};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::OnDisconnect;
@@ -27,6 +27,7 @@ pub struct Running {
 /// What a user was promised of an instance.
 #[derive(Clone, Debug)]
 pub struct Acknowledged {
+    pub controller: u32,
     pub tenant: String,
     pub stop: bool,
     pub deleted: bool,
@@ -59,12 +60,19 @@ pub struct Oracle {
     pub drained: bool,
     /// The attempt that succeeded, its node, and since when it had run.
     succeeded: BTreeMap<InstanceId, (Attempt, u32, Time)>,
-    /// When a node was cut off, or lost power, last.
-    excused: BTreeMap<u32, Time>,
+    /// When a node was cut off from its owner, or lost power, last.
+    excused: BTreeMap<(OwnerId, u32), Time>,
+    /// Nodes that are cut off now.
+    gone: BTreeSet<(OwnerId, u32)>,
+    /// For how many beats an owner has not reached a node.
+    pub away_beats: BTreeMap<(OwnerId, u32), u32>,
     /// Until when it is a node's own doing if it is promised too much.
     pub lying_until: BTreeMap<u32, Time>,
-    /// Refusals that were judged already.
+    /// What each controller had acknowledged when the last copy of its store was made.
+    backups: BTreeMap<u32, BTreeMap<InstanceId, Acknowledged>>,
+    /// Refusals that were judged already, and how many there were on each node.
     refused: BTreeSet<AttemptId>,
+    pub refused_by: BTreeMap<u32, usize>,
     /// STARTs that the controller sent.
     sent: BTreeSet<AttemptId>,
     capacities: BTreeMap<u32, Capacity>,
@@ -85,15 +93,43 @@ impl Oracle {
         self.violation.get_or_insert(what);
     }
 
-    /// A node can't be reached, and has not been for long enough to be taken for lost; or lost
-    /// power. What was there may have a successor.
-    pub fn excuse(&mut self, node: u32, now: Time) {
-        self.excused.insert(node, now);
+    /// An owner can't reach a node, and has not for long enough to take it for lost; or reaches it.
+    /// What is on a lost node may have a successor.
+    pub fn excuse(&mut self, owner: OwnerId, node: u32, now: Time, gone: bool) {
+        if gone {
+            self.excused.insert((owner, node), now);
+            self.gone.insert((owner, node));
+        } else {
+            self.gone.remove(&(owner, node));
+        }
     }
 
-    /// Whether a node was cut off, or lost power, at or after some time.
-    fn is_excused_since(&self, node: u32, since: Time) -> bool {
-        self.excused.get(&node).is_some_and(|at| *at >= since)
+    /// Whether a node was cut off from its owner, or lost power, at or after some time.
+    fn is_excused_since(&self, owner: OwnerId, node: u32, since: Time) -> bool {
+        let key = (owner, node);
+        self.gone.contains(&key) || self.excused.get(&key).is_some_and(|at| *at >= since)
+    }
+
+    /// A copy of a controller's store is made.
+    pub fn back_up(&mut self, controller: u32) {
+        let mine = self.acknowledged.iter();
+        let mine = mine.filter(|(_, promise)| promise.controller == controller);
+        let copy = mine.map(|(id, promise)| (*id, promise.clone())).collect();
+        self.backups.insert(controller, copy);
+    }
+
+    /// A controller's store is as it was when the last copy was made: it is held to what it had
+    /// promised by then, and may run again what it does not know to have ended.
+    pub fn restore(&mut self, controller: u32, has_ended: impl Fn(InstanceId) -> bool) {
+        let Some(copy) = self.backups.get(&controller) else {
+            return;
+        };
+        self.acknowledged
+            .retain(|_, promise| promise.controller != controller);
+        self.acknowledged
+            .extend(copy.iter().map(|(id, promise)| (*id, promise.clone())));
+        self.succeeded
+            .retain(|id, _| !copy.contains_key(id) || has_ended(*id));
     }
 
     /// An attempt begins to run.
@@ -106,8 +142,8 @@ impl Oracle {
             if other.owner != id.owner || other.instance != id.instance {
                 continue;
             }
-            let cut_off = self.is_excused_since(theirs.node, theirs.since)
-                || self.is_excused_since(running.node, theirs.since);
+            let cut_off = self.is_excused_since(id.owner, theirs.node, theirs.since)
+                || self.is_excused_since(id.owner, running.node, theirs.since);
             if theirs.on_disconnect != OnDisconnect::Keep {
                 wrong = Some("of a stop-after instance");
             } else if !cut_off {
@@ -123,8 +159,8 @@ impl Oracle {
             }
         }
         if let Some((before, node, since)) = self.succeeded.get(&id.instance).copied()
-            && !self.is_excused_since(node, since)
-            && !self.is_excused_since(running.node, since)
+            && !self.is_excused_since(id.owner, node, since)
+            && !self.is_excused_since(id.owner, running.node, since)
         {
             self.violate(format!(
                 "invariant 3: {id:?} began although attempt {before} had succeeded on node {node}, \
@@ -134,7 +170,7 @@ impl Oracle {
         let (node, tenant) = (running.node, running.tenant.clone());
         self.running.insert(id, running);
         self.check_capacity(node);
-        self.check_quota(&tenant);
+        self.check_quota(id.owner, &tenant);
     }
 
     /// An attempt has ended.
@@ -152,7 +188,10 @@ impl Oracle {
 
     /// A machine has lost power.
     pub fn node_died(&mut self, node: u32, now: Time) {
-        self.excuse(node, now);
+        let owners: BTreeSet<_> = self.away_beats.keys().map(|(owner, _)| *owner).collect();
+        for owner in owners {
+            self.excused.insert((owner, node), now);
+        }
         let died: Vec<_> = self
             .running
             .iter()
@@ -170,6 +209,7 @@ impl Oracle {
         if end.cause != EndCause::Rejected || !self.refused.insert(id) {
             return;
         }
+        *self.refused_by.entry(node).or_default() += 1;
         let lied = self.lying_until.get(&node).is_some_and(|at| now < *at);
         if end.message.starts_with("not free on this node") && !lied {
             self.violate(format!(
@@ -214,14 +254,14 @@ impl Oracle {
     }
 
     /// Invariant 4, as far as processes show it.
-    fn check_quota(&mut self, tenant: &str) {
+    fn check_quota(&mut self, owner: OwnerId, tenant: &str) {
         let Some(&quota) = self.quotas.get(tenant) else {
             return;
         };
         let instances: BTreeSet<_> = self
             .running
             .iter()
-            .filter(|(_, running)| running.tenant == tenant)
+            .filter(|(id, running)| id.owner == owner && running.tenant == tenant)
             .map(|(id, _)| id.instance)
             .collect();
         if instances.len() as u64 > quota {
@@ -236,6 +276,12 @@ impl Oracle {
     #[must_use]
     pub fn begun(&self) -> usize {
         self.begun.len()
+    }
+
+    /// How many STARTs controllers sent in all.
+    #[must_use]
+    pub fn sent_count(&self) -> usize {
+        self.sent.len()
     }
 
     /// The highest attempt of an instance that began.

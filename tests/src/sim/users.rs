@@ -40,13 +40,41 @@ pub fn create_small_tenant() -> Call {
     })
 }
 
+/// A submission of equal instances, each of which runs for so long on so much of a CPU.
+#[must_use]
+pub fn equal(request: u8, count: u32, cpu_millis: u32, run_ms: u64) -> SubmitCall {
+    let mut spec = Spec::new(TaskSpec::Exec(ExecSpec {
+        command: ["work".to_owned(), run_ms.to_string(), "0".to_owned()].to_vec(),
+        ..ExecSpec::default()
+    }));
+    spec.demand = DemandSpec {
+        cpu_millis,
+        memory_mib: 16,
+        ..DemandSpec::default()
+    };
+    SubmitCall {
+        tenant: Some("default".to_owned()),
+        request: Uuid::from_bytes([request; 16]),
+        digest: u64::from(request),
+        name: None,
+        count,
+        workload: None,
+        spec: Some(spec),
+        overrides: SpecOverrides::default(),
+        received_ns: 0,
+        nonce: u64::from(request),
+    }
+}
+
 /// A submission of some instances with random needs.
 pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
     // Half of a small cluster's capacity on average, and all of it in bursts.
-    let run_ms = match rng.below(20) {
-        0..9 => rng.between(0, 20),
-        9..18 => rng.between(50, 1500),
-        _ => rng.between(2_000, 8_000),
+    let run_ms = match rng.below(40) {
+        0..18 => rng.between(0, 20),
+        18..36 => rng.between(50, 1500),
+        36..39 => rng.between(2_000, 8_000),
+        // Longer than any fence takes.
+        _ => rng.between(10_000, 20_000),
     };
     let exit_code = i32::from(rng.per_mille(100));
     // Most work has a shim and outlives its launcher; some is the launcher's own.

@@ -1,8 +1,12 @@
 //! The world: one queue of happenings, all hosts, and the rules by which a run is judged.
+//!
+//! Of several schedulers one is active: the one that the controllers' own dialer and planner pick.
+//! Launchers go from one to the other by the rule of their own core ([`Dialer`] and
+//! `Supervisor::is_orphaned`).
 
 use super::controller::{self, Controller};
 use super::describe;
-use super::faults::{self, Fault};
+use super::faults::{self, Cast, Fault};
 use super::launcher::{self, Later, Node};
 use super::net::{Arrival, ConnId, Host, MS, Net, Room, Side, Time};
 use super::oracle::{Acknowledged, Ending, Oracle};
@@ -14,14 +18,15 @@ use super::users;
 use pronto_controller::api::types::{EndReason, InstanceState};
 use pronto_controller::planner::{
     Call, Effect as Answer, Event as PlannerEvent, Reply, SessionUp as PlannerSessionUp,
-    Settings as PlannerSettings, Token,
+    Settings as PlannerSettings, SubmitCall, Token,
 };
 use pronto_launcher::supervisor::Event as LauncherEvent;
 use pronto_payloads::codec::{decode, decode_prefix};
 use pronto_payloads::demand::Capacity;
 use pronto_payloads::hello::SchedulerWelcome;
-use pronto_payloads::ids::{InstanceId, OwnerId, Term};
+use pronto_payloads::ids::{InstanceId, Term};
 use pronto_payloads::place::StartPrefix;
+use pronto_protocol::transport::{Backoff, Dialer};
 use pronto_protocol::{Hello, Operand, Purpose, Role, SessionConfig, Timeouts};
 use pronto_scheduler::core::{BrokerConfig, Event as BrokerEvent};
 use std::cmp::Reverse;
@@ -31,6 +36,7 @@ use std::time::{Duration, Instant};
 
 mod breaking;
 mod control;
+mod judging;
 mod nodes;
 mod wires;
 
@@ -39,20 +45,29 @@ mod wires;
 pub struct SimConfig {
     pub seed: u64,
     pub nodes: u32,
+    /// One is active, the others stand by.
+    pub schedulers: u32,
+    /// Each with its own store.
+    pub controllers: u32,
+    /// Every second launcher asks the schedulers in the other order.
+    pub split: bool,
     /// Faults and users act for so long.
     pub busy: Time,
     /// After that everything must have settled within this.
     pub settle: Time,
     /// Mean time between two faults; none at all where it is zero.
     pub fault_every: Time,
-    /// Mean time between two acts of users.
+    /// Mean time between two acts of users; none at all where it is zero.
     pub user_every: Time,
+    /// What users submit when, besides.
+    pub submissions: Vec<(Time, SubmitCall)>,
     /// What breaks when, besides.
     pub script: Vec<(Time, Fault)>,
     pub plant: Option<Plant>,
     /// How much fits into queues and sockets.
     pub room: Room,
-    /// Keep the last so many lines of the trace.
+    /// Keep the last so many lines of the trace. None: make none, and no digest of it, which takes a
+    /// good part of a run; whoever wants to see a failure runs its seed again.
     pub trace_lines: usize,
 }
 
@@ -60,13 +75,19 @@ impl SimConfig {
     /// What `./test` runs for a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        // Every third cluster has a scheduler only; of those, every second has two controllers.
+        let alone = seed.is_multiple_of(3);
         Self {
             seed,
             nodes: 2 + u32::try_from(seed % 5).expect("small"),
+            schedulers: if alone { 1 } else { 2 },
+            controllers: if seed.is_multiple_of(6) { 2 } else { 1 },
+            split: seed.is_multiple_of(7),
             busy: 20_000 * MS,
-            settle: 180_000 * MS,
+            settle: 300_000 * MS,
             fault_every: 700 * MS,
             user_every: 150 * MS,
+            submissions: Vec::new(),
             script: Vec::new(),
             plant: None,
             // Every fourth cluster has so little room that slow peers fill it.
@@ -92,6 +113,14 @@ pub struct Outcome {
     pub digest: u64,
     pub acknowledged: usize,
     pub attempts: usize,
+    /// STARTs that controllers sent.
+    pub starts: usize,
+    /// STARTs that nodes refused, by node.
+    pub refused: BTreeMap<u32, usize>,
+    /// Instances by the state in which they ended.
+    pub ends: BTreeMap<&'static str, usize>,
+    /// Attempts that stores did not know, and left alone.
+    pub quarantined: usize,
     pub faults: usize,
     pub steps: u64,
     /// When all had settled.
@@ -106,23 +135,71 @@ pub fn run(config: &SimConfig) -> Outcome {
 
 #[derive(Clone, Debug)]
 enum Happening {
-    Look { conn: ConnId, side: Side },
-    SchedulerTick { life: u64 },
+    Look {
+        conn: ConnId,
+        side: Side,
+    },
+    SchedulerTick {
+        scheduler: u32,
+        life: u64,
+    },
     Beat,
-    NodeStart { node: u32 },
-    NodeDial { node: u32, life: u64 },
-    NodeWake { node: u32, life: u64, at: Time },
-    NodeLater { node: u32, life: u64, later: Later },
-    Thaw { host: Host },
-    SchedulerStart,
-    ControllerStart,
-    ControllerDial { life: u64 },
-    ControllerTick { life: u64, at: Time },
-    DiskDone { life: u64, last: u64 },
+    NodeStart {
+        node: u32,
+    },
+    NodeDial {
+        node: u32,
+        life: u64,
+    },
+    NodeWake {
+        node: u32,
+        life: u64,
+        at: Time,
+    },
+    NodeLater {
+        node: u32,
+        life: u64,
+        later: Later,
+    },
+    Thaw {
+        host: Host,
+    },
+    SchedulerStart {
+        scheduler: u32,
+    },
+    ControllerStart {
+        controller: u32,
+    },
+    ControllerDial {
+        controller: u32,
+        life: u64,
+    },
+    ControllerTick {
+        controller: u32,
+        life: u64,
+        at: Time,
+    },
+    DiskDone {
+        controller: u32,
+        life: u64,
+        last: u64,
+    },
     User,
+    Submit(Box<SubmitCall>),
     Fault,
     Scripted(Fault),
-    Unblock { from: Host, to: Host },
+    Unblock {
+        from: Host,
+        to: Host,
+    },
+}
+
+/// A scheduler's process, or its absence.
+#[derive(Debug, Default)]
+struct SchedulerSlot {
+    process: Option<SchedulerHost>,
+    /// Raised at each start and each death.
+    life: u64,
 }
 
 /// What a user waits for.
@@ -142,15 +219,15 @@ pub struct World {
     happenings: BTreeMap<u64, Happening>,
     order: u64,
     net: Net,
-    scheduler: Option<SchedulerHost>,
-    scheduler_life: u64,
+    schedulers: Vec<SchedulerSlot>,
     nodes: Vec<Node>,
-    controller: Controller,
+    controllers: Vec<Controller>,
     oracle: Oracle,
-    waiting: BTreeMap<Token, Waiting>,
+    /// With the controller that was asked.
+    waiting: BTreeMap<Token, (u32, Waiting)>,
     next_token: u64,
     killing: BTreeMap<u32, (usize, Time)>,
-    /// Scheduler and controller under SIGSTOP, until when.
+    /// Schedulers and controllers under SIGSTOP, until when.
     frozen: BTreeMap<Host, Time>,
     /// Hosts without a valid certificate, until when.
     expired: BTreeMap<Host, Time>,
@@ -168,6 +245,9 @@ impl std::fmt::Debug for World {
             .finish_non_exhaustive()
     }
 }
+
+/// What the controller's shell waits at most between two rounds over its schedulers.
+const CONTROLLERS_LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Steps after which a run counts as stuck in a moment: a hundred times what a run takes.
 const MAX_STEPS: u64 = 5_000_000;
@@ -202,6 +282,12 @@ fn planner_settings() -> PlannerSettings {
     }
 }
 
+/// The rule by which a daemon goes from scheduler to scheduler.
+fn dialer(order: impl Iterator<Item = u32>, longest: Duration) -> Dialer {
+    let addresses = order.map(|scheduler| scheduler.to_string()).collect();
+    Dialer::new(addresses, Backoff::new(Backoff::FIRST, longest)).expect("there is a scheduler")
+}
+
 impl World {
     /// A world at its beginning: everything starts within the first milliseconds.
     #[must_use]
@@ -220,7 +306,17 @@ impl World {
                     ..Capacity::default()
                 };
                 oracle.add_node(index, capacity.clone());
-                Node::new(index, capacity)
+                let mut order: Vec<u32> = (0..config.schedulers).collect();
+                if config.split && index % 2 == 1 {
+                    order.reverse();
+                }
+                Node::new(index, capacity, dialer(order.into_iter(), Backoff::LONGEST))
+            })
+            .collect();
+        let controllers = (0..config.controllers)
+            .map(|index| {
+                let dialer = dialer(0..config.schedulers, CONTROLLERS_LONGEST_WAIT);
+                Controller::new(index, planner_settings(), dialer)
             })
             .collect();
         let mut world = Self {
@@ -230,10 +326,11 @@ impl World {
             happenings: BTreeMap::new(),
             order: 0,
             net: Net::new(Instant::now(), config.room),
-            scheduler: None,
-            scheduler_life: 0,
+            schedulers: (0..config.schedulers)
+                .map(|_| SchedulerSlot::default())
+                .collect(),
             nodes,
-            controller: Controller::new(planner_settings(), OwnerId([9; 16])),
+            controllers,
             oracle,
             waiting: BTreeMap::new(),
             next_token: 1,
@@ -246,12 +343,21 @@ impl World {
             digest: 0xcbf2_9ce4_8422_2325,
             config,
         };
-        world.after(MS, Happening::SchedulerStart);
-        world.after(2 * MS, Happening::ControllerStart);
+        for scheduler in 0..world.config.schedulers {
+            world.after(MS, Happening::SchedulerStart { scheduler });
+        }
+        for controller in 0..world.config.controllers {
+            world.after(2 * MS, Happening::ControllerStart { controller });
+        }
         for node in 0..world.config.nodes {
             world.after(MS, Happening::NodeStart { node });
         }
-        world.after(50 * MS, Happening::User);
+        if world.config.user_every > 0 {
+            world.after(50 * MS, Happening::User);
+        }
+        for (at, submit) in world.config.submissions.clone() {
+            world.at(at, Happening::Submit(Box::new(submit)));
+        }
         world.after(100 * MS, Happening::Beat);
         for (at, fault) in world.config.script.clone() {
             world.at(at, Happening::Scripted(fault));
@@ -272,7 +378,14 @@ impl World {
         self.happenings.insert(self.order, happening);
     }
 
+    const fn is_traced(&self) -> bool {
+        self.config.trace_lines > 0
+    }
+
     fn say(&mut self, arguments: std::fmt::Arguments<'_>) {
+        if !self.is_traced() {
+            return;
+        }
         let mut line = String::new();
         let _infallible = write!(
             line,
@@ -355,6 +468,10 @@ impl World {
             digest: self.digest,
             acknowledged: self.oracle.acknowledged.len(),
             attempts: self.oracle.begun(),
+            starts: self.oracle.sent_count(),
+            refused: self.oracle.refused_by.clone(),
+            ends: self.ends(),
+            quarantined: self.controllers.iter().map(Controller::quarantined).sum(),
             faults: self.faults,
             steps: self.steps,
             settled_at,
@@ -371,28 +488,22 @@ impl World {
 
     /// An administrator ends all drains, in person and again where the controller was down.
     fn restore_nodes(&mut self) {
+        for controller in 0..self.config.controllers {
+            self.restore_nodes_of(controller);
+        }
+    }
+
+    fn restore_nodes_of(&mut self, controller: u32) {
         for node in 0..self.config.nodes {
             let name = self.nodes[node as usize].name.clone();
-            self.call(Call::Restore(name), Waiting::Other);
+            self.call(controller, Call::Restore(name), Waiting::Other);
         }
     }
 
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Look { conn, side } => self.look(conn, side),
-            Happening::SchedulerTick { life }
-                if life == self.scheduler_life && self.is_frozen(Host::Scheduler) =>
-            {
-                self.after(TICK, Happening::SchedulerTick { life });
-            }
-            Happening::SchedulerTick { life } if life == self.scheduler_life => {
-                self.scheduler_step(BrokerEvent::Tick);
-                self.scheduler_step(BrokerEvent::TurnEnded);
-                if let Some(scheduler) = &self.scheduler {
-                    scheduler.broker.sanity_check();
-                    self.after(TICK, Happening::SchedulerTick { life });
-                }
-            }
+            Happening::SchedulerTick { scheduler, life } => self.scheduler_tick(scheduler, life),
             Happening::Beat => self.beat(),
             Happening::NodeStart { node } => self.node_start(node),
             Happening::NodeDial { node, life } => self.node_dial(node, life),
@@ -405,42 +516,23 @@ impl World {
             }
             Happening::NodeLater { node, life, later } => self.node_later(node, life, later),
             Happening::Thaw { host } => self.thaw(host),
-            Happening::SchedulerStart => self.scheduler_start(),
-            Happening::ControllerStart => {
-                if self.controller.planner.is_none() {
-                    self.controller.start(self.now);
-                    let life = self.controller.life;
-                    self.say(format_args!("controller starts"));
-                    self.after(MS, Happening::ControllerDial { life });
-                    self.controller_step(vec![PlannerEvent::Tick]);
-                    self.call(users::create_small_tenant(), Waiting::Other);
-                    if !self.is_busy() {
-                        self.restore_nodes();
-                    }
-                }
+            Happening::SchedulerStart { scheduler } => self.scheduler_start(scheduler),
+            Happening::ControllerStart { controller } => self.controller_start(controller),
+            Happening::ControllerDial { controller, life } => {
+                self.controller_dial(controller, life);
             }
-            Happening::ControllerDial { life } => self.controller_dial(life),
-            Happening::ControllerTick { life, at } => {
-                if self.is_frozen(Host::Controller) {
-                    self.after(100 * MS, Happening::ControllerTick { life, at });
-                } else if self.controller.life == life && self.controller.ticks_at == at {
-                    self.controller.ticks_at = Time::MAX;
-                    self.controller_step(vec![PlannerEvent::Tick]);
-                }
-            }
-            Happening::DiskDone { life, last }
-                if life == self.controller.life && self.is_frozen(Host::Controller) =>
-            {
-                self.after(100 * MS, Happening::DiskDone { life, last });
-            }
-            Happening::DiskDone { life, last } if life == self.controller.life => {
-                let mut wishes = controller::Wishes::default();
-                let plant = self.config.plant;
-                self.controller
-                    .committed(self.now, last, &mut self.rng, plant, &mut wishes);
-                self.grant_controller(wishes);
-            }
+            Happening::ControllerTick {
+                controller,
+                life,
+                at,
+            } => self.controller_tick(controller, life, at),
+            Happening::DiskDone {
+                controller,
+                life,
+                last,
+            } => self.disk_done(controller, life, last),
             Happening::User => self.user(),
+            Happening::Submit(submit) => self.submit(0, *submit),
             Happening::Fault => self.fault(),
             Happening::Scripted(fault) => {
                 self.faults += 1;
@@ -454,88 +546,6 @@ impl World {
                     self.after(0, Happening::Look { conn, side });
                 }
             }
-            Happening::SchedulerTick { .. } | Happening::DiskDone { .. } => {}
         }
-    }
-
-    // ---- judgement
-
-    /// Whether nothing is under way any more.
-    fn has_settled(&self) -> bool {
-        self.steps.is_multiple_of(64)
-            && self.oracle.running.is_empty()
-            && self.nodes.iter().all(Node::is_idle)
-            && self.controller.planner.is_some()
-            && self.controller.unfinished() == 0
-    }
-
-    fn unsettled(&self) -> String {
-        let running: Vec<_> = self.oracle.running.keys().map(describe::attempt).collect();
-        let busy: Vec<_> = self
-            .nodes
-            .iter()
-            .filter(|node| !node.is_idle())
-            .map(|node| &node.name)
-            .collect();
-        format!(
-            "convergence: {} ms after the last fault {} instances have no end, nodes run {running:?}, \
-             not all is free on {busy:?}",
-            self.config.settle / MS,
-            self.controller.unfinished()
-        )
-    }
-
-    /// Invariant 3: what was acknowledged is in an end state, and that state is what happened.
-    fn judge(&mut self) {
-        let acknowledged = std::mem::take(&mut self.oracle.acknowledged);
-        for (id, promise) in &acknowledged {
-            let Some(end) = self.controller.end_of(*id) else {
-                self.oracle
-                    .violate(format!("invariant 3: {id} was acknowledged and is lost"));
-                break;
-            };
-            let unasked = !self.oracle.asked_to_stop.contains(id) && !self.oracle.drained;
-            let stopped = matches!(end.state, InstanceState::Stopped | InstanceState::Cancelled);
-            if stopped && unasked {
-                self.oracle
-                    .violate(format!("{id} was stopped, and nobody had asked for it"));
-                break;
-            }
-            if end.state == InstanceState::Expired && !promise.expires {
-                self.oracle.violate(format!(
-                    "{id} has expired, which its user had not asked for"
-                ));
-                break;
-            }
-            if let (InstanceState::Failed, EndReason::Exited, Some(code)) =
-                (end.state, end.cause, end.code)
-            {
-                let really =
-                    self.oracle.attempts_of(*id).iter().any(|attempt| {
-                        self.oracle.endings.get(attempt) == Some(&Ending::Exited(code))
-                    });
-                if !really && unasked {
-                    self.oracle.violate(format!(
-                        "{id} is said to have exited with {code}, and has not"
-                    ));
-                    break;
-                }
-            }
-            if end.state == InstanceState::Succeeded {
-                let really = self.oracle.attempts_of(*id).iter().any(|attempt| {
-                    attempt.attempt.0 == end.attempt
-                        && self.oracle.endings.get(attempt) == Some(&Ending::Exited(0))
-                });
-                if !really {
-                    let attempts = self.oracle.attempts_of(*id);
-                    self.oracle.violate(format!(
-                        "{id} is said to have succeeded as attempt {}, which did not: {attempts:?}",
-                        end.attempt
-                    ));
-                    break;
-                }
-            }
-        }
-        self.oracle.acknowledged = acknowledged;
     }
 }

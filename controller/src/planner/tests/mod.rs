@@ -356,21 +356,29 @@ impl Harness {
     }
 
     pub(crate) fn session_up(&mut self) {
-        let welcome = SchedulerWelcome {
+        self.session_up_with(self.welcome());
+    }
+
+    pub(crate) fn welcome(&self) -> SchedulerWelcome {
+        SchedulerWelcome {
             stats_interval_ms: 1000,
             lease_ms: 10_000,
             start_window: self.window,
             owner_epoch: ControllerEpoch(0),
             nodes: 0,
-        };
-        self.session_up_with(welcome);
+        }
     }
 
     pub(crate) fn session_up_with(&mut self, welcome: SchedulerWelcome) {
+        self.session_up_in(None, welcome);
+    }
+
+    /// With a scheduler that is active in this term.
+    pub(crate) fn session_up_in(&mut self, term: Option<u64>, welcome: SchedulerWelcome) {
         self.step(Event::SessionUp(SessionUp {
             address: "s:1".to_owned(),
-            term: Term(0),
-            active: false,
+            term: Term(term.unwrap_or(0)),
+            active: term.is_some(),
             welcome,
         }));
     }

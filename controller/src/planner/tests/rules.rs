@@ -1,7 +1,7 @@
 //! The ten rules that make it exact, as far as they are the controller's, each by its number.
 
 use super::*;
-use crate::api::types::{OnDisconnectSpec, ReschedulePolicy};
+use crate::api::types::{OnDisconnectSpec, ReschedulePolicy, RestartMode, RestartPolicy};
 use crate::store::AfterStop;
 
 #[test]
@@ -479,6 +479,50 @@ fn rule_06_a_restored_store_adopts_newer_attempts_and_raises_its_epoch() {
     assert!(h.sent.is_empty());
 }
 
+/// A backup does not know which numbers were used after it was made.
+#[test]
+fn rule_06_a_restored_store_repeats_no_epoch_no_term_and_no_attempt() {
+    let mut h = Harness::new();
+    let a = node("a");
+    h.connect(std::slice::from_ref(&a));
+    let mut spec = sim();
+    spec.restart = RestartPolicy {
+        mode: RestartMode::OnFailure,
+        limit: None,
+        backoff_ms: 100,
+        backoff_max_ms: 100,
+    };
+    h.submit(spec, 1);
+    let backup = h.store.clone();
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.ended("a", first, EndCause::Exited { code: 1 });
+    h.expect_ack(first);
+    h.pass(1_000);
+    let second = h.start().0.id;
+    assert_eq!(second.attempt.0, 2);
+    let used = h.store.meta;
+
+    let seconds = 1_900_000_000;
+    let mut h = h.crash_onto(backup.restored(seconds * 1000));
+    assert!(h.state.epoch() > used.epoch);
+    h.connect(std::slice::from_ref(&a));
+    assert!(h.store.meta.term > used.term);
+    let ask = h.expect_inventory(&a);
+    h.inventory(&a, 5, &[], ask);
+    let third = h.start().0.id;
+    assert_eq!(third.instance, first.instance);
+    assert_eq!(u64::from(third.attempt.0), (seconds - 1_767_225_600) * 8);
+    h.placed(third, &a);
+    // From there it counts as ever.
+    h.ended("a", third, EndCause::Exited { code: 1 });
+    h.expect_ack(third);
+    h.pass(1_000);
+    let fourth = h.start().0.id;
+    assert_eq!(fourth.attempt.0, third.attempt.0 + 1);
+    h.placed(fourth, &a);
+}
+
 #[test]
 fn rule_06_a_superseded_controller_starts_nothing() {
     let mut h = Harness::new();
@@ -515,6 +559,28 @@ fn rule_07_the_term_is_committed_before_it_is_used_and_rises() {
     let mut h = h.crash();
     assert_eq!(h.store.meta.epoch, 2, "the epoch rises at each start");
     h.connect(&[]);
+    assert_eq!(h.store.meta.term, 3);
+}
+
+/// Two schedulers of one term would both be obeyed: one that was left for another gets a term above
+/// that of the other.
+#[test]
+fn rule_07_a_scheduler_that_was_left_and_is_found_again_gets_a_new_term() {
+    let mut h = Harness::new();
+    h.connect(&[]);
+    h.disconnect_scheduler();
+    // The other, a standby.
+    h.connect(&[]);
+    assert_eq!(h.store.meta.term, 2);
+    h.disconnect_scheduler();
+    // The first again, which nobody has told that it was left.
+    h.session_up_in(Some(1), h.welcome());
+    h.activate(&[]);
+    assert_eq!(h.store.meta.term, 3);
+    h.disconnect_scheduler();
+    // The same once more: its term is the highest, and it keeps it.
+    h.session_up_in(Some(3), h.welcome());
+    h.activate(&[]);
     assert_eq!(h.store.meta.term, 3);
 }
 

@@ -10,7 +10,14 @@ impl World {
         let every = self.config.fault_every;
         let delay = self.rng.between(1, 2 * every);
         self.after(delay, Happening::Fault);
-        let fault = faults::draw(&mut self.rng, self.config.nodes);
+        let fault = faults::draw(
+            &mut self.rng,
+            Cast {
+                schedulers: self.config.schedulers,
+                controllers: self.config.controllers,
+                nodes: self.config.nodes,
+            },
+        );
         self.faults += 1;
         self.say(format_args!("fault: {fault:?}"));
         self.break_things(fault);
@@ -19,29 +26,23 @@ impl World {
     pub(super) fn break_things(&mut self, fault: Fault) {
         match fault {
             Fault::Kill {
-                host: Host::Scheduler,
+                host: Host::Scheduler(scheduler),
                 back_after,
             } => {
-                self.frozen.remove(&Host::Scheduler);
-                for (conn, side) in self.net.of_host(Host::Scheduler) {
+                let host = Host::Scheduler(scheduler);
+                self.frozen.remove(&host);
+                for (conn, side) in self.net.of_host(host) {
                     self.close(conn, side);
                 }
-                self.scheduler = None;
-                self.scheduler_life += 1;
-                self.after(back_after, Happening::SchedulerStart);
+                let slot = &mut self.schedulers[scheduler as usize];
+                slot.process = None;
+                slot.life += 1;
+                self.after(back_after, Happening::SchedulerStart { scheduler });
             }
             Fault::Kill {
-                host: Host::Controller,
+                host: Host::Controller(controller),
                 back_after,
-            } => {
-                if let Some(conn) = self.controller.conn {
-                    self.close(conn, Side::Client);
-                }
-                self.frozen.remove(&Host::Controller);
-                self.controller.kill();
-                self.waiting.clear();
-                self.after(back_after, Happening::ControllerStart);
-            }
+            } => self.kill_controller(controller, back_after),
             Fault::Kill {
                 host: Host::Node(node),
                 back_after,
@@ -67,8 +68,8 @@ impl World {
                         }
                         lives
                     }
-                    Host::Scheduler => self.scheduler.is_some(),
-                    Host::Controller => self.controller.planner.is_some(),
+                    Host::Scheduler(index) => self.schedulers[index as usize].process.is_some(),
+                    Host::Controller(index) => self.controllers[index as usize].planner.is_some(),
                 };
                 if lives {
                     if !matches!(host, Host::Node(_)) {
@@ -90,7 +91,9 @@ impl World {
                         node: name,
                         fenced: true,
                     };
-                    self.call(call, Waiting::Other);
+                    for controller in 0..self.config.controllers {
+                        self.call(controller, call.clone(), Waiting::Other);
+                    }
                 }
                 self.after(back_after, Happening::NodeStart { node });
             }
@@ -107,7 +110,24 @@ impl World {
                 self.net.block(from, to);
                 self.after(time, Happening::Unblock { from, to });
             }
-            Fault::DiskStall { time } => self.controller.stalled_until = self.now + time,
+            Fault::Isolate { host, time } => self.isolate(host, time),
+            Fault::DiskStall { controller, time } => {
+                self.controllers[controller as usize].stalled_until = self.now + time;
+            }
+            Fault::Backup { controller } => {
+                self.controllers[controller as usize].back_up();
+                self.oracle.back_up(controller);
+            }
+            Fault::Restore {
+                controller,
+                back_after,
+            } => {
+                self.kill_controller(controller, back_after);
+                let host = &mut self.controllers[controller as usize];
+                host.restore(self.now);
+                self.oracle
+                    .restore(controller, |id| host.end_of(id).is_some());
+            }
             Fault::Delay { longest } => self.net.max_delay = longest,
             Fault::Slow { host, by, time } => self.net.slow_down(host, by, self.now + time),
             Fault::Lie { node, time } => {
@@ -120,7 +140,12 @@ impl World {
             Fault::Stutter { node, time } => {
                 self.nodes[node as usize].stutters_until = self.now + time;
             }
-            Fault::WallClock { to } => self.controller.unix_ms_at_zero = to,
+            Fault::BlackHole { node, time } => {
+                self.nodes[node as usize].swallows_until = self.now + time;
+            }
+            Fault::WallClock { controller, to } => {
+                self.controllers[controller as usize].unix_ms_at_zero = to;
+            }
             Fault::Expire { host, time } => {
                 self.expired.insert(host, self.now + time);
                 for (conn, side) in self.net.of_host(host) {
@@ -131,6 +156,29 @@ impl World {
                         "its certificate is not valid any more",
                     );
                 }
+            }
+        }
+    }
+
+    fn kill_controller(&mut self, controller: u32, back_after: Time) {
+        if let Some(conn) = self.controllers[controller as usize].conn {
+            self.close(conn, Side::Client);
+        }
+        self.frozen.remove(&Host::Controller(controller));
+        self.controllers[controller as usize].kill();
+        self.waiting.retain(|_, (asked, _)| *asked != controller);
+        self.after(back_after, Happening::ControllerStart { controller });
+    }
+
+    fn isolate(&mut self, host: Host, time: Time) {
+        let others = (0..self.config.schedulers)
+            .map(Host::Scheduler)
+            .chain((0..self.config.controllers).map(Host::Controller))
+            .chain((0..self.config.nodes).map(Host::Node));
+        for other in others.filter(|other| *other != host) {
+            for (from, to) in [(host, other), (other, host)] {
+                self.net.block(from, to);
+                self.after(time, Happening::Unblock { from, to });
             }
         }
     }
@@ -148,9 +196,11 @@ impl World {
         for (conn, side) in self.net.of_host(host) {
             self.look(conn, side);
         }
-        if host == Host::Controller && !self.is_busy() {
+        if let Host::Controller(controller) = host
+            && !self.is_busy()
+        {
             // It heard nobody who asked while it was stopped.
-            self.restore_nodes();
+            self.restore_nodes_of(controller);
         }
     }
 }

@@ -1,36 +1,128 @@
-//! The controller, and the users and administrators who ask it.
+//! The controllers, and the users and administrators who ask them.
 
 use super::*;
 
 impl World {
-    pub(super) fn controller_dial(&mut self, life: u64) {
-        if self.controller.life != life
-            || self.controller.planner.is_none()
-            || self.controller.conn.is_some()
+    fn controller(&mut self, controller: u32) -> &mut Controller {
+        &mut self.controllers[controller as usize]
+    }
+
+    pub(super) fn controller_start(&mut self, controller: u32) {
+        let (now, host) = (self.now, self.controller(controller));
+        if host.planner.is_some() {
+            return;
+        }
+        host.start(now);
+        self.say(format_args!("controller-{controller} starts"));
+        self.controller_redials(controller);
+        self.controller_step(controller, vec![PlannerEvent::Tick]);
+        self.call(controller, users::create_small_tenant(), Waiting::Other);
+        if !self.is_busy() {
+            self.restore_nodes_of(controller);
+        }
+    }
+
+    pub(super) fn controller_tick(&mut self, controller: u32, life: u64, at: Time) {
+        if self.is_frozen(Host::Controller(controller)) {
+            self.after(
+                100 * MS,
+                Happening::ControllerTick {
+                    controller,
+                    life,
+                    at,
+                },
+            );
+            return;
+        }
+        let host = self.controller(controller);
+        if host.life == life && host.ticks_at == at {
+            host.ticks_at = Time::MAX;
+            self.controller_step(controller, vec![PlannerEvent::Tick]);
+        }
+    }
+
+    pub(super) fn disk_done(&mut self, controller: u32, life: u64, last: u64) {
+        if life != self.controller(controller).life {
+            return;
+        }
+        if self.is_frozen(Host::Controller(controller)) {
+            self.after(
+                100 * MS,
+                Happening::DiskDone {
+                    controller,
+                    life,
+                    last,
+                },
+            );
+            return;
+        }
+        let mut wishes = controller::Wishes::default();
+        let plant = self.config.plant;
+        self.controllers[controller as usize].committed(
+            self.now,
+            last,
+            &mut self.rng,
+            plant,
+            &mut wishes,
+        );
+        self.grant_controller(controller, wishes);
+    }
+
+    /// Waits as the dialer says, and dials whom it says.
+    fn controller_redials(&mut self, controller: u32) {
+        let jitter = self.jitter();
+        let host = self.controller(controller);
+        let (wait, address) = host.dialer.next_attempt(jitter);
+        host.target = address.parse().expect("an index");
+        let life = host.life;
+        self.after(
+            MS + wires::time_of(wait),
+            Happening::ControllerDial { controller, life },
+        );
+    }
+
+    pub(super) fn controller_dial(&mut self, controller: u32, life: u64) {
+        let host = &self.controllers[controller as usize];
+        if host.life != life || host.planner.is_none() || host.conn.is_some() {
+            return;
+        }
+        let me = Host::Controller(controller);
+        if self.is_frozen(me) {
+            self.after(100 * MS, Happening::ControllerDial { controller, life });
+            return;
+        }
+        let target = host.target;
+        let there = Host::Scheduler(target);
+        if self.schedulers[target as usize].process.is_none()
+            || self.is_expired(there)
+            || self.is_expired(me)
         {
+            self.controller_redials(controller);
             return;
         }
-        let waits = self.scheduler.is_none()
-            || self.is_frozen(Host::Controller)
-            || self.is_expired(Host::Scheduler)
-            || self.is_expired(Host::Controller);
-        if waits {
-            let delay = self.rng.between(20, 200) * MS;
-            self.after(delay, Happening::ControllerDial { life });
-            return;
-        }
-        let (epoch, body) = self.controller.hello();
+        let (epoch, body) = self.controllers[controller as usize].hello();
         let hello = Hello::new(Purpose::Control, epoch, body);
-        let from = (Host::Controller, Role::Controller);
-        let to = (Host::Scheduler, Role::Scheduler);
-        let conn = self.net.open(self.now, from, to, &hello, session_config());
-        self.controller.conn = Some(conn);
-        self.say(format_args!("controller dials, epoch {epoch}"));
+        let conn = self.net.open(
+            self.now,
+            (me, Role::Controller),
+            (there, Role::Scheduler),
+            &hello,
+            session_config(),
+        );
+        self.controller(controller).conn = Some(conn);
+        self.say(format_args!(
+            "controller-{controller} dials scheduler-{target}, epoch {epoch}"
+        ));
         self.transmit(conn);
     }
 
-    pub(super) fn controller_hears(&mut self, conn: ConnId, arrivals: Vec<Arrival>) {
-        if self.controller.conn != Some(conn) {
+    pub(super) fn controller_hears(
+        &mut self,
+        controller: u32,
+        conn: ConnId,
+        arrivals: Vec<Arrival>,
+    ) {
+        if self.controller(controller).conn != Some(conn) {
             return;
         }
         let mut events = Vec::new();
@@ -42,9 +134,11 @@ impl World {
                         self.oracle.violate("WELCOME can't be decoded".to_owned());
                         return;
                     };
-                    self.controller.welcomed = true;
+                    let host = self.controller(controller);
+                    host.welcomed = true;
+                    host.dialer.succeeded();
                     events.push(PlannerEvent::SessionUp(PlannerSessionUp {
-                        address: "scheduler".to_owned(),
+                        address: host.target.to_string(),
                         term: Term(welcome.term),
                         active: welcome.active,
                         welcome: body,
@@ -52,81 +146,107 @@ impl World {
                 }
                 Arrival::Frame(mut frame) => {
                     if self.config.plant == Some(Plant::ForgetsAttemptCheck) {
-                        sabotage::make_current(&mut frame, |id| {
-                            self.controller.durable_attempt(id)
-                        });
+                        let host = self.controller(controller);
+                        sabotage::make_current(&mut frame, |id| host.durable_attempt(id));
                     }
-                    let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
-                    self.say(format_args!("controller <- {said}"));
+                    if self.is_traced() {
+                        let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
+                        self.say(format_args!("controller-{controller} <- {said}"));
+                    }
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),
                 Arrival::Hello(_) => unreachable!("a client gets no HELLO"),
             }
         }
-        self.controller_step(events);
+        self.controller_step(controller, events);
         if let Some(reason) = cut_off {
-            self.controller_cut_off(&reason);
+            self.controller_cut_off(controller, &reason);
         }
     }
 
-    pub(super) fn controller_cut_off(&mut self, reason: &str) {
-        if self.controller.conn.take().is_none() {
+    pub(super) fn controller_cut_off(&mut self, controller: u32, reason: &str) {
+        if self.controller(controller).conn.take().is_none() {
             return;
         }
-        self.say(format_args!("controller is cut off: {reason}"));
-        if std::mem::take(&mut self.controller.welcomed) {
-            self.controller_step(vec![PlannerEvent::SessionDown {
-                reason: reason.to_owned(),
-            }]);
+        self.say(format_args!("controller-{controller} is cut off: {reason}"));
+        if std::mem::take(&mut self.controller(controller).welcomed) {
+            let reason = reason.to_owned();
+            self.controller_step(controller, vec![PlannerEvent::SessionDown { reason }]);
         }
-        let life = self.controller.life;
-        let delay = self.rng.between(10, 300) * MS;
-        self.after(delay, Happening::ControllerDial { life });
+        self.controller_redials(controller);
     }
 
-    pub(super) fn controller_step(&mut self, events: Vec<PlannerEvent>) {
+    pub(super) fn controller_step(&mut self, controller: u32, events: Vec<PlannerEvent>) {
         let mut wishes = controller::Wishes::default();
         let plant = self.config.plant;
-        self.controller
-            .step(self.now, events, &mut self.rng, plant, &mut wishes);
-        self.grant_controller(wishes);
-        let Some(planner) = self.controller.planner.as_ref() else {
+        self.controllers[controller as usize].step(
+            self.now,
+            events,
+            &mut self.rng,
+            plant,
+            &mut wishes,
+        );
+        self.grant_controller(controller, wishes);
+        let now = self.now;
+        let host = self.controller(controller);
+        let Some(planner) = host.planner.as_ref() else {
             return;
         };
         let at = u64::try_from(planner.next_tick_ns())
             .unwrap_or(0)
-            .max(self.now + 1);
-        if at < self.controller.ticks_at {
-            self.controller.ticks_at = at;
-            let life = self.controller.life;
-            self.at(at, Happening::ControllerTick { life, at });
+            .max(now + 1);
+        if at < host.ticks_at {
+            host.ticks_at = at;
+            let life = host.life;
+            self.at(
+                at,
+                Happening::ControllerTick {
+                    controller,
+                    life,
+                    at,
+                },
+            );
         }
     }
 
-    pub(super) fn grant_controller(&mut self, wishes: controller::Wishes) {
+    pub(super) fn grant_controller(&mut self, controller: u32, wishes: controller::Wishes) {
         if let Some((delay, last)) = wishes.commit_done {
-            let life = self.controller.life;
-            self.after(delay, Happening::DiskDone { life, last });
+            let life = self.controller(controller).life;
+            self.after(
+                delay,
+                Happening::DiskDone {
+                    controller,
+                    life,
+                    last,
+                },
+            );
         }
         for answer in wishes.replies {
-            self.answered(answer);
+            self.answered(controller, answer);
         }
-        let Some(conn) = self.controller.conn else {
+        let Some(conn) = self.controller(controller).conn else {
             return;
         };
-        for frame in &wishes.send {
+        // Its shell has nobody to send to before WELCOME.
+        let send = if self.controller(controller).welcomed {
+            wishes.send
+        } else {
+            Vec::new()
+        };
+        for frame in &send {
             if frame.operand == Operand::Start
                 && let Ok((prefix, _)) = decode_prefix::<StartPrefix>(&frame.payload.to_bytes())
             {
-                let durable = self.controller.durable_attempt(prefix.id.instance);
+                let host = self.controller(controller);
+                let durable = host.durable_attempt(prefix.id.instance);
                 self.oracle.starts(prefix.id, durable);
             }
             match self.net.queue(conn, Side::Client, frame) {
                 Ok(()) | Err(pronto_protocol::SendError::Closed) => {}
                 Err(pronto_protocol::SendError::Full { .. }) => {
                     self.close(conn, Side::Client);
-                    self.controller_cut_off("its own queue is full");
+                    self.controller_cut_off(controller, "its own queue is full");
                     return;
                 }
                 Err(other) => {
@@ -139,12 +259,14 @@ impl World {
         self.transmit(conn);
         if let Some(reason) = wishes.drop_session {
             self.close(conn, Side::Client);
-            self.controller_cut_off(&reason);
+            self.controller_cut_off(controller, &reason);
         }
     }
 
-    pub(super) fn call(&mut self, call: Call, waiting: Waiting) {
-        if self.controller.planner.is_none() || self.is_frozen(Host::Controller) {
+    pub(super) fn call(&mut self, controller: u32, call: Call, waiting: Waiting) {
+        if self.controller(controller).planner.is_none()
+            || self.is_frozen(Host::Controller(controller))
+        {
             return;
         }
         match &call {
@@ -156,16 +278,16 @@ impl World {
         }
         let token = Token(self.next_token);
         self.next_token += 1;
-        self.waiting.insert(token, waiting);
+        self.waiting.insert(token, (controller, waiting));
         let event = PlannerEvent::Request {
             token,
             actor: users::admin(),
             call: Box::new(call),
         };
-        self.controller_step(vec![event]);
+        self.controller_step(controller, vec![event]);
     }
 
-    pub(super) fn answered(&mut self, answer: Answer) {
+    fn answered(&mut self, controller: u32, answer: Answer) {
         let (token, reply) = match answer {
             Answer::Reply { token, reply } => (token, reply),
             Answer::Changed(change) => {
@@ -178,7 +300,7 @@ impl World {
             }
             _ => return,
         };
-        let waiting = self.waiting.remove(&token);
+        let waiting = self.waiting.remove(&token).map(|(_, waiting)| waiting);
         match (waiting, reply) {
             (Some(Waiting::Submit { tenant, expires }), Ok(Reply::Submitted(submitted))) => {
                 self.say(format_args!(
@@ -186,14 +308,15 @@ impl World {
                     submitted.instances.len()
                 ));
                 for id in submitted.instances {
-                    if self.controller.durable_attempt(id.into()).is_none()
-                        && self.controller.end_of(id.into()).is_none()
+                    let host = self.controller(controller);
+                    if host.durable_attempt(id.into()).is_none() && host.end_of(id.into()).is_none()
                     {
                         self.oracle.violate(format!(
                             "invariant 3: {id} was acknowledged and is not on disk"
                         ));
                     }
                     let promise = Acknowledged {
+                        controller,
                         tenant: tenant.clone(),
                         stop: false,
                         deleted: false,
@@ -208,6 +331,9 @@ impl World {
                     promise.deleted |= delete;
                 }
             }
+            (Some(Waiting::Submit { .. }), Err(refused)) => {
+                self.say(format_args!("user is refused: {}", refused.body.message));
+            }
             _ => {}
         }
     }
@@ -219,21 +345,20 @@ impl World {
         let every = self.config.user_every;
         let delay = self.rng.between(1, 2 * every);
         self.after(delay, Happening::User);
+        let controller = self.rng.below(u64::from(self.config.controllers));
+        let controller = u32::try_from(controller).expect("below a u32");
         match self.rng.below(100) {
             0..70 => {
                 let now_ns = i64::try_from(self.now).expect("a simulation is short");
                 let submit = users::submit(&mut self.rng, now_ns);
-                let tenant = submit.tenant.clone().unwrap_or_default();
-                self.say(format_args!("user submits {} for {tenant}", submit.count));
-                let expires = submit
-                    .spec
-                    .as_ref()
-                    .is_some_and(|spec| spec.pending_timeout_ms.is_some());
-                let waiting = Waiting::Submit { tenant, expires };
-                self.call(Call::Submit(Box::new(submit)), waiting);
+                self.submit(controller, submit);
             }
             70..90 => {
-                let known: Vec<_> = self.oracle.acknowledged.keys().copied().collect();
+                let acknowledged = self.oracle.acknowledged.iter();
+                let known: Vec<_> = acknowledged
+                    .filter(|(_, promise)| promise.controller == controller)
+                    .map(|(id, _)| *id)
+                    .collect();
                 if let Some((id, call)) = users::stop(&mut self.rng, &known) {
                     let delete = matches!(
                         call,
@@ -243,7 +368,7 @@ impl World {
                         }
                     );
                     self.say(format_args!("user stops {}", id.short()));
-                    self.call(call, Waiting::Stop { id, delete });
+                    self.call(controller, call, Waiting::Stop { id, delete });
                 }
             }
             90..95 => {
@@ -251,14 +376,25 @@ impl World {
                 let name = format!("node-{index}");
                 self.say(format_args!("admin drains {name}"));
                 let call = users::drain(&mut self.rng, name);
-                self.call(call, Waiting::Other);
+                self.call(controller, call, Waiting::Other);
             }
             _ => {
                 let index = self.rng.below(self.nodes.len() as u64);
                 let name = format!("node-{index}");
                 self.say(format_args!("admin restores {name}"));
-                self.call(Call::Restore(name), Waiting::Other);
+                self.call(controller, Call::Restore(name), Waiting::Other);
             }
         }
+    }
+
+    pub(super) fn submit(&mut self, controller: u32, submit: SubmitCall) {
+        let tenant = submit.tenant.clone().unwrap_or_default();
+        self.say(format_args!("user submits {} for {tenant}", submit.count));
+        let expires = submit
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.pending_timeout_ms.is_some());
+        let waiting = Waiting::Submit { tenant, expires };
+        self.call(controller, Call::Submit(Box::new(submit)), waiting);
     }
 }

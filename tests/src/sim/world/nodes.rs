@@ -9,11 +9,21 @@ impl World {
             return;
         }
         let wishes = host.start(self.now, &mut self.oracle, &mut self.rng, self.config.plant);
-        let life = host.life;
         self.say(format_args!("node-{node} starts its launcher"));
         self.grant_node(node, wishes);
-        self.after(MS, Happening::NodeDial { node, life });
+        self.node_redials(node);
         self.node_step(node, LauncherEvent::Tick);
+    }
+
+    /// Waits as the dialer says, and dials whom it says.
+    fn node_redials(&mut self, node: u32) {
+        let jitter = self.jitter();
+        let host = &mut self.nodes[node as usize];
+        let (wait, address) = host.dialer.next_attempt(jitter);
+        host.target = address.parse().expect("an index");
+        let life = host.life;
+        let wait = MS + wires::time_of(wait);
+        self.after(wait, Happening::NodeDial { node, life });
     }
 
     pub(super) fn node_dial(&mut self, node: u32, life: u64) {
@@ -21,23 +31,30 @@ impl World {
         if host.life != life || host.supervisor.is_none() || host.conn.is_some() {
             return;
         }
-        let waits = host.frozen_until > self.now
-            || self.scheduler.is_none()
-            || self.is_expired(Host::Scheduler)
-            || self.is_expired(Host::Node(node));
-        if waits {
-            let delay = self.rng.between(50, 400) * MS;
-            self.after(delay, Happening::NodeDial { node, life });
+        if host.frozen_until > self.now {
+            let at = host.frozen_until;
+            self.at(at, Happening::NodeDial { node, life });
+            return;
+        }
+        let target = host.target;
+        let there = Host::Scheduler(target);
+        if self.schedulers[target as usize].process.is_none()
+            || self.is_expired(there)
+            || self.is_expired(Host::Node(node))
+        {
+            self.node_redials(node);
             return;
         }
         let (epoch, body) = self.nodes[node as usize].hello();
         let hello = Hello::new(Purpose::Control, epoch, body);
         let from = (Host::Node(node), Role::Launcher);
-        let to = (Host::Scheduler, Role::Scheduler);
+        let to = (there, Role::Scheduler);
         let conn = self.net.open(self.now, from, to, &hello, session_config());
         self.nodes[node as usize].conn = Some(conn);
         self.nodes[node as usize].welcomed = false;
-        self.say(format_args!("node-{node} dials, session {epoch}"));
+        self.say(format_args!(
+            "node-{node} dials scheduler-{target}, session {epoch}"
+        ));
         self.transmit(conn);
     }
 
@@ -57,6 +74,7 @@ impl World {
                         return;
                     };
                     self.nodes[node as usize].welcomed = true;
+                    self.nodes[node as usize].dialer.succeeded();
                     self.node_step(
                         node,
                         LauncherEvent::SessionUp {
@@ -71,8 +89,10 @@ impl World {
                     if self.config.plant == Some(Plant::ProlongsLeases) {
                         sabotage::prolong(&mut frame);
                     }
-                    let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
-                    self.say(format_args!("node-{node} <- {said}"));
+                    if self.is_traced() {
+                        let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
+                        self.say(format_args!("node-{node} <- {said}"));
+                    }
                     self.node_step(node, LauncherEvent::Frame { epoch, frame });
                 }
                 Arrival::Closed(reason) => self.node_cut_off(node, &reason),
@@ -85,11 +105,31 @@ impl World {
         let host = &mut self.nodes[node as usize];
         host.conn = None;
         host.welcomed = false;
-        let (epoch, life) = (host.session_epoch(), host.life);
+        let epoch = host.session_epoch();
         self.say(format_args!("node-{node} is cut off: {reason}"));
         self.node_step(node, LauncherEvent::SessionDown { epoch });
-        let delay = self.rng.between(20, 400) * MS;
-        self.after(delay, Happening::NodeDial { node, life });
+        self.node_redials(node);
+    }
+
+    /// As the launcher's shell does after each turn: leaves a scheduler behind which no controller
+    /// stands.
+    fn seek_a_better_scheduler(&mut self, node: u32) {
+        let host = &mut self.nodes[node as usize];
+        let moment = host.moment(self.now);
+        let orphaned = host
+            .supervisor
+            .as_ref()
+            .is_some_and(|supervisor| supervisor.is_orphaned(moment));
+        if !orphaned || host.conn.is_none() || !host.dialer.pass_over() {
+            return;
+        }
+        if let Some(supervisor) = host.supervisor.as_mut() {
+            supervisor.leave_orphaned();
+        }
+        if let Some(conn) = host.conn {
+            self.close(conn, Side::Client);
+            self.node_cut_off(node, "no controller stands behind this scheduler");
+        }
     }
 
     pub(super) fn node_step(&mut self, node: u32, event: LauncherEvent) {
@@ -117,6 +157,7 @@ impl World {
             self.after(back_after, Happening::NodeStart { node });
             return;
         }
+        self.seek_a_better_scheduler(node);
         let host = &mut self.nodes[node as usize];
         let Some(supervisor) = host.supervisor.as_ref() else {
             return;

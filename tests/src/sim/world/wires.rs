@@ -1,4 +1,4 @@
-//! The network and the scheduler at its middle: who hears what, and what that makes it say.
+//! The network and the schedulers at its middle: who hears what, and what that makes them say.
 
 use super::*;
 
@@ -37,8 +37,8 @@ impl World {
         self.transmit(conn);
         if !arrivals.is_empty() {
             match host {
-                Host::Scheduler => self.scheduler_hears(conn, arrivals),
-                Host::Controller => self.controller_hears(conn, arrivals),
+                Host::Scheduler(index) => self.scheduler_hears(index, conn, arrivals),
+                Host::Controller(index) => self.controller_hears(index, conn, arrivals),
                 Host::Node(node) => self.node_hears(node, conn, arrivals),
             }
         }
@@ -73,27 +73,45 @@ impl World {
         self.after(500 * MS, Happening::Beat);
     }
 
-    /// A node that nobody has reached for so long that it may be taken for lost has an excuse for
-    /// what is placed elsewhere meanwhile.
+    /// A node that a controller has not reached for so long that it may take it for lost has an
+    /// excuse for what is placed elsewhere meanwhile.
     fn note_who_is_away(&mut self) {
-        // The controller waits for 4 s; beats are coarse.
+        // Controllers wait for 4 s; beats are coarse.
         const EXCUSED_AFTER_BEATS: u32 = 6;
-        for index in 0..self.config.nodes {
-            let host = Host::Node(index);
-            let node = &self.nodes[index as usize];
-            let reached = node.welcomed
-                && !self.is_frozen(host)
-                && !self.net.is_blocked(host, Host::Scheduler)
-                && !self.net.is_blocked(Host::Scheduler, host)
-                && node
-                    .conn
-                    .is_some_and(|conn| self.net.is_open(conn, Side::Server));
-            let node = &mut self.nodes[index as usize];
-            node.away_beats = if reached { 0 } else { node.away_beats + 1 };
-            if node.away_beats >= EXCUSED_AFTER_BEATS {
-                self.oracle.excuse(index, self.now);
+        for node in 0..self.config.nodes {
+            let at = self.scheduler_of(node);
+            for index in 0..self.config.controllers {
+                let controller = &self.controllers[index as usize];
+                // Who stands at no scheduler takes nobody for lost.
+                let reached = at.is_some_and(|at| !controller.welcomed || controller.target == at);
+                let owner = controller.store.meta.owner;
+                let away = self.oracle.away_beats.entry((owner, node)).or_default();
+                *away = if reached { 0 } else { *away + 1 };
+                let gone = *away >= EXCUSED_AFTER_BEATS;
+                self.oracle.excuse(owner, node, self.now, gone);
             }
         }
+    }
+
+    /// The scheduler that reaches a node.
+    fn scheduler_of(&self, index: u32) -> Option<u32> {
+        let host = Host::Node(index);
+        let node = &self.nodes[index as usize];
+        let at = Host::Scheduler(node.target);
+        let reached = node.welcomed
+            && !self.is_frozen(host)
+            && !self.net.is_blocked(host, at)
+            && !self.net.is_blocked(at, host)
+            && node
+                .conn
+                .is_some_and(|conn| self.net.is_open(conn, Side::Server));
+        reached.then_some(node.target)
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn jitter(&mut self) -> f64 {
+        let drawn = u32::try_from(self.rng.below(1 << 20)).expect("below a u32");
+        f64::from(drawn) / f64::from(1 << 20)
     }
 
     pub(super) fn session_failed(&mut self, conn: ConnId, side: Side, reason: &str) {
@@ -104,48 +122,67 @@ impl World {
         self.close(conn, side);
         let arrivals = vec![Arrival::Closed(reason.to_owned())];
         match host {
-            Host::Scheduler => self.scheduler_hears(conn, arrivals),
-            Host::Controller => self.controller_hears(conn, arrivals),
+            Host::Scheduler(index) => self.scheduler_hears(index, conn, arrivals),
+            Host::Controller(index) => self.controller_hears(index, conn, arrivals),
             Host::Node(node) => self.node_hears(node, conn, arrivals),
         }
     }
 
-    pub(super) fn scheduler_start(&mut self) {
-        if self.scheduler.is_some() {
+    pub(super) fn scheduler_start(&mut self, scheduler: u32) {
+        let incarnation = self.rng.next();
+        let slot = &mut self.schedulers[scheduler as usize];
+        if slot.process.is_some() {
             return;
         }
-        self.scheduler_life += 1;
-        let incarnation = self.rng.next();
-        self.scheduler = Some(SchedulerHost::new(broker_config(), incarnation));
-        self.say(format_args!("scheduler starts"));
-        let life = self.scheduler_life;
-        self.after(TICK, Happening::SchedulerTick { life });
+        slot.life += 1;
+        slot.process = Some(SchedulerHost::new(broker_config(), incarnation));
+        let life = slot.life;
+        self.say(format_args!("scheduler-{scheduler} starts"));
+        self.after(TICK, Happening::SchedulerTick { scheduler, life });
     }
 
-    pub(super) fn scheduler_step(&mut self, event: BrokerEvent) {
-        let mut touched = Touched::default();
-        if let Some(scheduler) = self.scheduler.as_mut() {
-            scheduler.step(self.now, &mut self.net, event, &mut touched);
+    pub(super) fn scheduler_tick(&mut self, scheduler: u32, life: u64) {
+        if self.schedulers[scheduler as usize].life != life {
+            return;
         }
-        self.scheduler_touched(touched);
+        if !self.is_frozen(Host::Scheduler(scheduler)) {
+            self.scheduler_step(scheduler, BrokerEvent::Tick);
+            self.scheduler_step(scheduler, BrokerEvent::TurnEnded);
+        }
+        if let Some(process) = &self.schedulers[scheduler as usize].process {
+            process.broker.sanity_check();
+            self.after(TICK, Happening::SchedulerTick { scheduler, life });
+        }
     }
 
-    pub(super) fn scheduler_hears(&mut self, conn: ConnId, arrivals: Vec<Arrival>) {
+    fn scheduler_step(&mut self, scheduler: u32, event: BrokerEvent) {
+        let mut touched = Touched::default();
+        if let Some(process) = self.schedulers[scheduler as usize].process.as_mut() {
+            process.step(self.now, &mut self.net, event, &mut touched);
+        }
+        self.scheduler_touched(scheduler, touched);
+    }
+
+    pub(super) fn scheduler_hears(&mut self, scheduler: u32, conn: ConnId, arrivals: Vec<Arrival>) {
         let peer = match self.net.host(conn, Side::Client) {
             Some(Host::Node(node)) => (Role::Launcher, format!("node-{node}")),
-            _ => (Role::Controller, "controller".to_owned()),
+            Some(Host::Controller(index)) => (Role::Controller, format!("controller-{index}")),
+            // Both ends have hung up; what had come before is still heard.
+            _ => (Role::Controller, "nobody".to_owned()),
         };
         for arrival in &arrivals {
-            if let Arrival::Frame(frame) = arrival {
+            if let Arrival::Frame(frame) = arrival
+                && self.is_traced()
+            {
                 let said = describe::frame(peer.0, Role::Scheduler, frame);
-                self.say(format_args!("scheduler <- {} {said}", peer.1));
+                self.say(format_args!("scheduler-{scheduler} <- {} {said}", peer.1));
             }
         }
         let mut touched = Touched::default();
-        if let Some(scheduler) = self.scheduler.as_mut() {
+        if let Some(process) = self.schedulers[scheduler as usize].process.as_mut() {
             let peer = (peer.0, peer.1.as_str());
             let plant = self.config.plant;
-            scheduler.arrived(
+            process.arrived(
                 self.now,
                 &mut self.net,
                 conn,
@@ -154,28 +191,34 @@ impl World {
                 plant,
                 &mut touched,
             );
-            scheduler.broker.sanity_check();
+            process.broker.sanity_check();
         }
-        self.scheduler_touched(touched);
+        self.scheduler_touched(scheduler, touched);
     }
 
-    pub(super) fn scheduler_touched(&mut self, mut touched: Touched) {
+    fn scheduler_touched(&mut self, scheduler: u32, mut touched: Touched) {
         loop {
             for conn in std::mem::take(&mut touched.sent) {
                 self.transmit(conn);
             }
-            for conn in std::mem::take(&mut touched.refused) {
-                self.close(conn, Side::Server);
-                if let Some(scheduler) = self.scheduler.as_mut() {
-                    scheduler.closed(self.now, &mut self.net, conn, "refused", &mut touched);
-                }
+            let refused = std::mem::take(&mut touched.refused);
+            for conn in &refused {
+                self.close(*conn, Side::Server);
             }
-            if let Some(scheduler) = self.scheduler.as_mut() {
-                scheduler.drained(self.now, &mut self.net, &mut touched);
+            if let Some(process) = self.schedulers[scheduler as usize].process.as_mut() {
+                for conn in refused {
+                    process.closed(self.now, &mut self.net, conn, "refused", &mut touched);
+                }
+                process.drained(self.now, &mut self.net, &mut touched);
             }
             if touched.sent.is_empty() && touched.refused.is_empty() {
                 return;
             }
         }
     }
+}
+
+/// A wait in simulated time.
+pub(super) fn time_of(wait: Duration) -> Time {
+    Time::try_from(wait.as_nanos()).expect("a simulation is short")
 }

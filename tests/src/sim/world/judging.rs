@@ -1,0 +1,99 @@
+//! Whether a run has come to its end, and whether it is the end that was promised.
+
+use super::*;
+
+impl World {
+    /// Whether nothing is under way any more.
+    pub(super) fn has_settled(&self) -> bool {
+        self.steps.is_multiple_of(64)
+            && self.oracle.running.is_empty()
+            && self.nodes.iter().all(Node::is_idle)
+            && self.controllers.iter().all(Controller::has_finished)
+    }
+
+    pub(super) fn unsettled(&self) -> String {
+        let running: Vec<_> = self.oracle.running.keys().map(describe::attempt).collect();
+        let busy: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| !node.is_idle())
+            .map(|node| &node.name)
+            .collect();
+        format!(
+            "convergence: {} ms after the last fault {} instances have no end, nodes run {running:?}, \
+             not all is free on {busy:?}",
+            self.config.settle / MS,
+            self.controllers
+                .iter()
+                .map(Controller::unfinished)
+                .sum::<usize>()
+        )
+    }
+
+    /// Invariant 3: what was acknowledged is in an end state, and that state is what happened.
+    pub(super) fn judge(&mut self) {
+        let acknowledged = std::mem::take(&mut self.oracle.acknowledged);
+        for (id, promise) in &acknowledged {
+            let controller = &self.controllers[promise.controller as usize];
+            let Some(end) = controller.end_of(*id) else {
+                self.oracle
+                    .violate(format!("invariant 3: {id} was acknowledged and is lost"));
+                break;
+            };
+            let unasked = !self.oracle.asked_to_stop.contains(id) && !self.oracle.drained;
+            let stopped = matches!(end.state, InstanceState::Stopped | InstanceState::Cancelled);
+            if stopped && unasked {
+                self.oracle
+                    .violate(format!("{id} was stopped, and nobody had asked for it"));
+                break;
+            }
+            if end.state == InstanceState::Expired && !promise.expires {
+                self.oracle.violate(format!(
+                    "{id} has expired, which its user had not asked for"
+                ));
+                break;
+            }
+            if let (InstanceState::Failed, EndReason::Exited, Some(code)) =
+                (end.state, end.cause, end.code)
+            {
+                let really =
+                    self.oracle.attempts_of(*id).iter().any(|attempt| {
+                        self.oracle.endings.get(attempt) == Some(&Ending::Exited(code))
+                    });
+                if !really && unasked {
+                    self.oracle.violate(format!(
+                        "{id} is said to have exited with {code}, and has not"
+                    ));
+                    break;
+                }
+            }
+            if end.state == InstanceState::Succeeded {
+                let really = self.oracle.attempts_of(*id).iter().any(|attempt| {
+                    attempt.attempt.0 == end.attempt
+                        && self.oracle.endings.get(attempt) == Some(&Ending::Exited(0))
+                });
+                if !really {
+                    let attempts = self.oracle.attempts_of(*id);
+                    self.oracle.violate(format!(
+                        "{id} is said to have succeeded as attempt {}, which did not: {attempts:?}",
+                        end.attempt
+                    ));
+                    break;
+                }
+            }
+        }
+        self.oracle.acknowledged = acknowledged;
+    }
+
+    pub(super) fn ends(&self) -> BTreeMap<&'static str, usize> {
+        let mut ends = BTreeMap::new();
+        for end in self
+            .controllers
+            .iter()
+            .flat_map(|of| of.store.ends.values())
+        {
+            *ends.entry(end.state.name()).or_default() += 1;
+        }
+        ends
+    }
+}
