@@ -13,6 +13,7 @@ mod hub;
 mod pace;
 mod registry;
 mod sessions;
+mod silent;
 mod snapshot;
 
 use crate::config::SchedulerConfig;

@@ -331,3 +331,37 @@ async fn a_stale_controller_and_a_forged_name_are_refused() {
     controller.expect(Operand::Placed).await;
     daemon.stop().await;
 }
+
+/// Connections that say nothing hold every place: whoever comes takes the place of the oldest of them,
+/// and nobody's who has spoken.
+#[tokio::test]
+async fn silent_connections_make_room_for_those_who_speak() {
+    let daemon = Daemon::with(|config| {
+        config.max_connections = 16;
+        // Longer than the test, so that none of them is cut for its time.
+        config.timeouts.handshake_ms = 600_000;
+    });
+    let mut honest = daemon.launcher("n1", capacity(1000)).await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(daemon.address).await.unwrap());
+    }
+    let mut controller = daemon.controller().await;
+    honest.expect(Operand::Lease).await;
+    let mut second = daemon.launcher("n2", capacity(1000)).await;
+    let starts = [(1, "n1"), (2, "n2")].map(|(number, node)| on_node(node, number, 1));
+    for start in &starts {
+        controller
+            .send(Frame::request(Operand::Start, 1, start_bytes(start)))
+            .await;
+        controller.expect(Operand::Placed).await;
+    }
+    honest.expect(Operand::Start).await;
+    second.expect(Operand::Start).await;
+    // The oldest have been hung up on.
+    for mut gone in silent.into_iter().take(25) {
+        assert_eq!(gone.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+    await_metric(&daemon, "connections_refused_total", 25).await;
+    daemon.stop().await;
+}

@@ -51,6 +51,9 @@ pub enum WireError {
         /// Whether it said so in TLS first.
         clean: bool,
     },
+    /// It had said nothing yet, and a newcomer needed its place.
+    #[error("it had said nothing, and its place was needed")]
+    Displaced,
     /// A step took too long.
     #[error("{what} not done within {limit:?}")]
     Timeout {
