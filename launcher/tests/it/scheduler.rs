@@ -16,8 +16,10 @@ use pronto_payloads::start::StartBody;
 use pronto_payloads::stream::{
     CREDIT_BYTES, Channel, StreamCredit, StreamEnd, StreamOpen, StreamRequest,
 };
-use pronto_protocol::transport::{Credentials, Link, LinkReceiver, LinkSender, accept};
-use pronto_protocol::{Frame, Hello, Operand, Payload, Purpose, SessionConfig, Welcome};
+use pronto_protocol::transport::{Credentials, Link, LinkReceiver, LinkSender, WireError, accept};
+use pronto_protocol::{
+    Frame, Hello, Operand, Payload, Purpose, SessionConfig, VersionRange, Welcome,
+};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,9 +56,39 @@ impl FakeScheduler {
 
     /// The next session that says HELLO with this purpose.
     pub(crate) async fn session(&self, purpose: Purpose) -> Peer {
+        self.session_of(VersionRange::SUPPORTED, purpose).await
+    }
+
+    /// The next connection, to a scheduler of these versions that finds none in common.
+    pub(crate) async fn refuses(&self, versions: VersionRange) -> WireError {
+        let refusing = async {
+            let (stream, _) = self.listener.accept().await.unwrap();
+            let config = SessionConfig {
+                versions,
+                ..SessionConfig::default()
+            };
+            // HELLO may have come with the end of the handshake.
+            let mut wire = match accept(stream, &self.credentials, config).await {
+                Ok(wire) => wire,
+                Err(error) => return error,
+            };
+            let error = wire.read_hello(LIMIT).await.unwrap_err();
+            wire.finish().await;
+            error
+        };
+        tokio::time::timeout(LIMIT, refusing)
+            .await
+            .expect("a launcher connects")
+    }
+
+    /// A session with a scheduler of these versions.
+    pub(crate) async fn session_of(&self, versions: VersionRange, purpose: Purpose) -> Peer {
         let session = async {
             let (stream, _) = self.listener.accept().await.unwrap();
-            let config = SessionConfig::default();
+            let config = SessionConfig {
+                versions,
+                ..SessionConfig::default()
+            };
             let mut wire = accept(stream, &self.credentials, config).await.unwrap();
             let hello = wire.read_hello(LIMIT).await.unwrap();
             assert_eq!(hello.purpose, purpose);

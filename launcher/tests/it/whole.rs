@@ -10,7 +10,7 @@ use pronto_payloads::instance::{Inventory, Phase};
 use pronto_payloads::node::Stats;
 use pronto_payloads::start::{SimTask, StartBody, Task};
 use pronto_payloads::stream::{Channel, LogsRequest, StreamEnd, StreamFailure, StreamRequest};
-use pronto_protocol::{Operand, Purpose};
+use pronto_protocol::{Operand, Purpose, VersionRange};
 use sha2::Digest;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,36 @@ async fn a_start_runs_a_process_and_its_end_is_reported() {
     let stats = peer.next(Operand::Stats).await;
     let stats: Stats = codec::decode(&stats.payload.to_bytes()).unwrap();
     assert!(stats.load.memory_total_mib > 0);
+    peer.ack(&report);
+    launcher.leave(cluster.directory.path()).await;
+}
+
+/// The scheduler is upgraded first: while the next version still speaks ours, ours is spoken; one that
+/// does not any more refuses in words, and the launcher goes on asking.
+#[tokio::test]
+async fn a_scheduler_of_the_next_version_is_understood_or_refuses() {
+    let cluster = Cluster::new().await;
+    let ours = VersionRange::SUPPORTED;
+    let next = ours.max + 1;
+    let newer = VersionRange {
+        min: next,
+        max: next,
+    };
+    let both = VersionRange {
+        min: ours.min,
+        max: next,
+    };
+    let config = config(&cluster.scheduler, &cluster.ca, cluster.directory.path());
+    let launcher = Launcher::spawn(config);
+    let refused = cluster.scheduler.refuses(newer).await.to_string();
+    let words = format!("no common protocol version: peer speaks {ours}, accepted: {newer}");
+    assert_eq!(refused, words);
+    let mut peer = cluster.scheduler.session_of(both, Purpose::Control).await;
+    assert_eq!(peer.hello.versions, ours);
+    peer.wait(pronto_protocol::Frame::wants_reply).await;
+    peer.start(attempt(1), &body(exec("exit 7")));
+    let report = peer.report(attempt(1), Phase::Ended).await;
+    assert_eq!(report.end.as_ref().unwrap().cause, exited(7));
     peer.ack(&report);
     launcher.leave(cluster.directory.path()).await;
 }

@@ -11,7 +11,7 @@ use pronto_payloads::node::{Lease, NodeConnected};
 use pronto_payloads::place::{Placed, StartPrefix, StartStamp};
 use pronto_protocol::transport::{Credentials, Wire, WireError, connect};
 use pronto_protocol::{
-    Frame, Hello, Operand, Purpose, RefusalCode, Role, SessionConfig, SessionError,
+    Frame, Hello, Operand, Purpose, RefusalCode, Role, SessionConfig, SessionError, VersionRange,
 };
 use pronto_scheduler::core::SessionId;
 use pronto_scheduler::{Scheduler, SchedulerConfig};
@@ -69,7 +69,7 @@ impl Daemon {
         }
     }
 
-    async fn try_connect(&self, who: &str, hello: &Hello) -> Result<Peer, WireError> {
+    pub(crate) async fn try_connect(&self, who: &str, hello: &Hello) -> Result<Peer, WireError> {
         let credentials: Arc<Credentials> = self.ca.credentials(who);
         let config = SessionConfig::default();
         let address = self.address.to_string();
@@ -248,6 +248,46 @@ async fn a_start_is_placed_and_reported_over_real_tls() {
         };
         assert_eq!(refusal.code, RefusalCode::ShuttingDown);
     }
+}
+
+/// Launchers and controllers of the next version come to a scheduler of ours: those that still speak
+/// ours are welcome and speak it, the others are told why not.
+#[tokio::test]
+async fn peers_of_the_next_version_are_welcome_or_told_why_not() {
+    let daemon = Daemon::start();
+    let ours = VersionRange::SUPPORTED;
+    let next = ours.max + 1;
+    let owner = ControllerHello {
+        owner: OWNER,
+        epoch: ControllerEpoch(1),
+    };
+    let bodies = [
+        (
+            "launcher/n1",
+            codec::encode(&launcher_hello(capacity(1000))),
+        ),
+        ("controller/c", codec::encode(&owner)),
+    ];
+    for (who, body) in bodies {
+        let hello = |min, max| Hello {
+            versions: VersionRange { min, max },
+            ..Hello::new(Purpose::Control, 1, body.clone())
+        };
+        let mut peer = daemon
+            .try_connect(who, &hello(ours.min, next))
+            .await
+            .unwrap();
+        assert_eq!(peer.wire.session_mut().version(), ours.max, "{who}");
+        let refused = daemon.try_connect(who, &hello(next, next)).await;
+        let Err(WireError::Session(SessionError::Refused { operand, refusal })) = refused else {
+            panic!("{who} is refused");
+        };
+        assert_eq!(operand, Operand::Unsupported);
+        assert_eq!(refusal.code, RefusalCode::NoCommonVersion);
+        let words = format!("peer speaks {next} to {next}, accepted: {ours}");
+        assert!(refusal.text.contains(&words), "{}", refusal.text);
+    }
+    daemon.stop().await;
 }
 
 #[tokio::test]
