@@ -4,6 +4,7 @@
 //! take codes from 119 upward, where programs seldom have any, so that a script can tell "my job
 //! failed" from "my job was never tried". Nothing else in this crate names a number.
 
+use pronto_controller::api::types::ErrorCode;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -119,6 +120,8 @@ pub(crate) struct Failure {
     hint: Option<String>,
     passing: bool,
     reader_gone: bool,
+    /// What a controller refused it with.
+    code: Option<ErrorCode>,
 }
 
 impl Failure {
@@ -140,7 +143,21 @@ impl Failure {
             hint: None,
             passing: exit == Exit::Unreachable,
             reader_gone: false,
+            code: None,
         }
+    }
+
+    /// A refusal of a controller's.
+    pub(crate) fn refusal(exit: Exit, code: ErrorCode, what: impl fmt::Display) -> Self {
+        Self {
+            code: Some(code),
+            ..Self::new(exit, what)
+        }
+    }
+
+    /// What a controller refused it with, if one did.
+    pub(crate) const fn code(&self) -> Option<ErrorCode> {
+        self.code
     }
 
     /// Output that could not be written.
@@ -182,6 +199,13 @@ impl Failure {
         }
         eprintln!("{self}");
         ExitCode::from(self.exit.code())
+    }
+}
+
+impl Failure {
+    /// What is wrong, for a line that says itself whose words these are.
+    pub(crate) fn words(&self) -> String {
+        told_once(&self.what)
     }
 }
 

@@ -109,6 +109,31 @@ pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
         .map_err(|_| "accepted: a duration below 500 million years".to_owned())
 }
 
+/// `022`: a umask in octal, with or without its leading zero.
+pub(crate) fn umask(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    u32::from_str_radix(digits, 8)
+        .ok()
+        .filter(|&mask| mask <= 0o777)
+        .ok_or_else(|| "accepted: a umask in octal, 000 to 777".to_owned())
+}
+
+/// A duration that is longer than none.
+pub(crate) fn some_duration_ms(text: &str) -> Result<u64, String> {
+    match duration_ms(text)? {
+        0 => Err("accepted: a duration above zero".to_owned()),
+        ms => Ok(ms),
+    }
+}
+
+/// Memory of an instance, in MiB.
+pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
+    match size_mib(text)? {
+        0..4 => Err("accepted: a size from 4M".to_owned()),
+        mib => Ok(mib),
+    }
+}
+
 /// `KEY=VALUE`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

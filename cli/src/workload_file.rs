@@ -46,7 +46,7 @@ struct WorkloadFile {
     workdir: Option<Spanned<String>>,
     user: Option<Spanned<String>>,
     pids_limit: Option<Spanned<u32>>,
-    umask: Option<Spanned<u32>>,
+    umask: Option<Spanned<Text<Umask>>>,
     private_tmp: Option<Spanned<bool>>,
     require_hard_limits: Option<Spanned<bool>>,
     ports: Option<Spanned<Vec<Text<Port>>>>,
@@ -68,7 +68,7 @@ struct WorkloadFile {
     reschedule: Option<u32>,
     on_disconnect: Option<Text<OnDisconnect>>,
     priority: Option<i16>,
-    timeout: Option<Text<Millis>>,
+    timeout: Option<Text<SomeMillis>>,
     pending_timeout: Option<Text<Millis>>,
     stop_grace: Option<Text<Millis>>,
     keep_outputs: Option<Text<Millis>>,
@@ -84,7 +84,7 @@ struct WorkloadFile {
 #[serde(default, deny_unknown_fields)]
 struct Resources {
     cpus: Option<Text<CpuMillis>>,
-    memory: Option<Text<Mib>>,
+    memory: Option<Text<Memory>>,
     disk: Option<Text<Mib>>,
     gpus: Option<Text<Gpus>>,
     named: BTreeMap<String, u32>,
@@ -116,9 +116,12 @@ macro_rules! parsed_by {
 parsed_by! {
     CpuMillis -> u32 = units::cpu_millis;
     Mib -> u32 = units::size_mib;
+    Memory -> u32 = units::memory_mib;
     Bytes -> u64 = units::bytes;
     Gpus -> units::Gpus = units::gpus;
     Millis -> u64 = units::duration_ms;
+    SomeMillis -> u64 = units::some_duration_ms;
+    Umask -> u32 = units::umask;
     Restart -> api::RestartPolicy = spec::restart;
     OnDisconnect -> api::OnDisconnectSpec = spec::on_disconnect;
     Port -> api::PortSpec = spec::port;
@@ -263,7 +266,7 @@ impl WorkloadFile {
                 workdir: value(self.workdir.take()),
                 user: value(self.user.take()),
                 pids_limit: value(self.pids_limit.take()),
-                umask: value(self.umask.take()),
+                umask: value(self.umask.take()).map(|text| text.0),
                 private_tmp: value(self.private_tmp.take()).unwrap_or_default(),
                 require_hard_limits: value(self.require_hard_limits.take()).unwrap_or_default(),
             }),
@@ -436,7 +439,7 @@ Workload files (YAML): `pronto create workload -f FILE`, `pronto run --file FILE
   workdir: /srv               # exec, docker; a fresh directory by default
   user: nobody                # exec, docker
   pids_limit: 100             # exec, docker
-  umask: 22                   # exec
+  umask: 022                  # exec; octal, as in a shell
   private_tmp: true           # exec: a /tmp of its own
   require_hard_limits: true   # exec: refuse nodes that can't enforce limits
   image: busybox              # docker: needed; qemu: a qcow2 image on the node

@@ -5,7 +5,7 @@
 
 use crate::api::types::{
     ConstraintSpec, DemandSpec, EndReason, EndRecord, OnDisconnectSpec, PortSpec, QuotaUse,
-    RuntimeName, Spec, SpecOverrides, TaskSpec, UsageView,
+    RestartMode, RuntimeName, Spec, SpecOverrides, TaskSpec, UsageView,
 };
 use pronto_payloads::codec::{self, Invalid, Payload, check_name};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
@@ -244,6 +244,12 @@ pub fn check(spec: &Spec) -> Result<(), Invalid> {
     }
     if spec.await_inputs > AWAIT_INPUTS_LIMIT {
         return Err(Invalid::new("await_inputs", "at most 1024"));
+    }
+    if spec.stdin && spec.restart.mode != RestartMode::Never {
+        return Err(Invalid::new(
+            "restart",
+            "never, together with standard input: it is given once",
+        ));
     }
     if let (Some(what), false) = (spec.task.needs_privilege(), spec.privileged) {
         return Err(Invalid::new(what, "only together with privileged: true"));

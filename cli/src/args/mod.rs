@@ -233,7 +233,8 @@ pub(crate) struct DrainArgs {
     /// The node
     #[arg(value_name = "NODE")]
     pub(crate) name: String,
-    /// What can't be restarted may go on for so long
+    /// What may not be restarted goes on for so long; then it is stopped, and begins anew elsewhere
+    /// unless its --reschedule is 0
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = units::duration_ms)]
     pub(crate) deadline: u64,
     /// Return only when the node is empty

@@ -49,9 +49,9 @@ pub(crate) struct ListInstancesArgs {
     /// Of this submission
     #[arg(long, value_name = "ID")]
     pub(crate) submission: Option<uuid::Uuid>,
-    /// At most so many
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub(crate) limit: u32,
+    /// At most so many [default: 100]
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u32>,
     /// All of them, page by page
     #[arg(long, conflicts_with = "limit")]
     pub(crate) all: bool,

@@ -15,10 +15,10 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Demand")]
 pub(crate) struct DemandArgs {
     /// Cores: 2, 0.5 or 500m [default: 0.1]
-    #[arg(long, value_name = "CORES", value_parser = units::cpu_millis)]
+    #[arg(long, value_name = "CORES", allow_negative_numbers = true, value_parser = units::cpu_millis)]
     pub(crate) cpus: Option<u32>,
     /// Memory, a hard limit: 64M, 1.5G [default: 64M]
-    #[arg(long, value_name = "SIZE", value_parser = units::size_mib)]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = units::memory_mib)]
     pub(crate) memory: Option<u32>,
     /// Disk: 1G
     #[arg(long, value_name = "SIZE", value_parser = units::size_mib)]
@@ -114,7 +114,7 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub(crate) run_for: Option<u64>,
     /// sim: with this exit code
-    #[arg(long, value_name = "CODE")]
+    #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(i32).range(0..=255))]
     pub(crate) exit_code: Option<i32>,
 }
 
@@ -126,7 +126,7 @@ pub(crate) struct TermsArgs {
     #[arg(short, long = "label", id = "labels", value_name = "KEY=VALUE", value_parser = units::pair)]
     pub(crate) labels: Vec<(String, String)>,
     /// End it after so much running time
-    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    #[arg(long, value_name = "DURATION", value_parser = units::some_duration_ms)]
     pub(crate) timeout: Option<u64>,
     /// Give up if it has not been placed after so long
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
@@ -134,7 +134,7 @@ pub(crate) struct TermsArgs {
     /// Higher goes first: -1000 to 1000
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i16).range(-1000..=1000))]
     pub(crate) priority: Option<i16>,
-    /// When its node is cut off: keep, or stop-after:DURATION for work that must never run twice
+    /// When its node is cut off: keep, or stop-after:DURATION for work that must never run twice at a time
     #[arg(long, value_name = "POLICY", value_parser = on_disconnect)]
     pub(crate) on_disconnect: Option<api::OnDisconnectSpec>,
     /// When it ends: never, on-failure[:LIMIT] or always[:LIMIT]
@@ -150,7 +150,7 @@ pub(crate) struct TermsArgs {
     /// Between SIGTERM and SIGKILL [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub(crate) stop_grace: Option<u64>,
-    /// The log that is kept, at most
+    /// The log that is kept, at most; from 64K
     #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
     pub(crate) log_cap: Option<u64>,
     /// CPU as a hard quota instead of a weight

@@ -13,7 +13,7 @@ use anyhow::Context;
 use pronto_protocol::identity::{Identity, Role, check_cluster};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
 };
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -132,6 +132,9 @@ impl Authority {
     /// A certificate for the key that the identity has already, in PEM.
     fn sign(&self, identity: &Identity, key: &KeyPair, terms: &Terms) -> Result<String, Failure> {
         let mut params = params(terms.days)?;
+        // By itself it would be made of the key, which a renewal keeps, and a revocation list would
+        // name both.
+        params.serial_number = Some(SerialNumber::from_slice(uuid::Uuid::new_v4().as_bytes()));
         let common_name = format!("{} {}", identity.role(), identity.name());
         params
             .distinguished_name
@@ -372,6 +375,8 @@ mod tests {
         authority.renew(&pair, 300).unwrap();
         let new = std::fs::read_to_string(&pair.cert).unwrap();
         assert_ne!(old, new);
+        let serial = |pem: &str| show::facts(pem).unwrap().serial;
+        assert_ne!(serial(&old), serial(&new), "a revocation names one of them");
         assert_eq!(std::fs::read(&pair.key).unwrap(), key);
         assert_eq!(show::identity(&new).unwrap(), identity);
         assert_eq!(show::hosts(&new).unwrap(), ["localhost", "127.0.0.1"]);

@@ -551,7 +551,7 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Tro
 }
 
 fn refused(refusal: ErrorBody, status: StatusCode) -> Failure {
-    let mut failure = Failure::new(exit_of(refusal.code), refusal.message);
+    let mut failure = Failure::refusal(exit_of(refusal.code), refusal.code, refusal.message);
     if matches!(
         refusal.code,
         ErrorCode::Busy | ErrorCode::NodeUnreachable | ErrorCode::SchedulerUnreachable

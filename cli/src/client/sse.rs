@@ -1,4 +1,4 @@
-//! Server-sent events: the `data` of each, decoded from JSON.
+//! Server-sent events of one kind: the `data` of each, decoded from JSON.
 
 use super::Body;
 use crate::exit::{Exit, Failure};
@@ -28,12 +28,22 @@ impl Events {
         }
     }
 
-    /// The next event's data; nothing when the controller has closed the stream.
-    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+    /// The data of the next event of this kind; nothing when the controller has closed the stream.
+    pub(crate) async fn next<T: DeserializeOwned>(
+        &mut self,
+        kind: &str,
+    ) -> Result<Option<T>, Failure> {
         loop {
-            if let Some(data) = self.decoder.next()? {
-                let event = serde_json::from_str(&data).context("an event is not understood")?;
-                return Ok(Some(event));
+            while let Some((name, data)) = self.decoder.next()? {
+                if name == "lagged" {
+                    let what = "more has changed than could be followed";
+                    return Err(Failure::new(Exit::Failed, what).hint("start it again"));
+                }
+                if name == kind {
+                    let event =
+                        serde_json::from_str(&data).context("an event is not understood")?;
+                    return Ok(Some(event));
+                }
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => {
@@ -51,10 +61,11 @@ impl Events {
     }
 }
 
-/// Bytes in, the data of events out. Comments and other fields are passed over.
+/// Bytes in, the names and data of events out. Comments and other fields are passed over.
 #[derive(Default)]
 struct EventDecoder {
     buffer: Vec<u8>,
+    name: String,
     data: String,
 }
 
@@ -63,15 +74,18 @@ impl EventDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    fn next(&mut self) -> Result<Option<String>, Failure> {
+    fn next(&mut self) -> Result<Option<(String, String)>, Failure> {
         while let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             let line = std::str::from_utf8(&line).context("an event is not UTF-8")?;
             let line = line.trim_end_matches(['\n', '\r']);
             if line.is_empty() {
+                let name = std::mem::take(&mut self.name);
                 if !self.data.is_empty() {
-                    return Ok(Some(std::mem::take(&mut self.data)));
+                    return Ok(Some((name, std::mem::take(&mut self.data))));
                 }
+            } else if let Some(name) = line.strip_prefix("event:") {
+                self.name = name.trim_start().to_owned();
             } else if let Some(data) = line.strip_prefix("data:") {
                 if !self.data.is_empty() {
                     self.data.push('\n');
@@ -94,9 +108,10 @@ mod tests {
     fn data_is_joined_and_comments_are_passed_over() {
         let mut decoder = EventDecoder::default();
         decoder.push(b": alive\n\nevent: instance\ndata: {\"a\":\r\ndata:1}\r\n\r\ndata: 2");
-        assert_eq!(decoder.next().unwrap().as_deref(), Some("{\"a\":\n1}"));
+        let event = |name: &str, data: &str| Some((name.to_owned(), data.to_owned()));
+        assert_eq!(decoder.next().unwrap(), event("instance", "{\"a\":\n1}"));
         assert_eq!(decoder.next().unwrap(), None);
         decoder.push(b"\n\n");
-        assert_eq!(decoder.next().unwrap().as_deref(), Some("2"));
+        assert_eq!(decoder.next().unwrap(), event("", "2"));
     }
 }

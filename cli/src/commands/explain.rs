@@ -1,9 +1,9 @@
 //! `pronto explain`, and the hint on a waiting instance.
 
 use crate::args::ExplainArgs;
-use crate::client::{Client, path};
+use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::{print_value, write};
+use crate::output::{print_value, say, write};
 use crate::run::spec;
 use hyper::Method;
 use pronto_controller::api::types as api;
@@ -26,6 +26,22 @@ pub(crate) async fn run(mut client: Client, args: &ExplainArgs) -> Outcome {
     let answer: api::ExplainResponse = client
         .send(Method::POST, &path(&["explain"]), &request)
         .await?;
+    if let Some(instance) = &args.instance
+        && !args.client.output.format.is_machine()
+        && answer.waiting.is_none()
+    {
+        let to = query(
+            path(&["instances", instance]),
+            &super::list::of_tenant(&client),
+        )?;
+        let detail: api::InstanceDetail = client.get(&to).await?;
+        let node = detail.instance.node.as_deref().unwrap_or("a node");
+        say!(
+            "it waits for nothing: it is {} on {node}",
+            detail.instance.state.name()
+        );
+        return Ok(OK);
+    }
     if args.client.output.format.is_machine() {
         print_value(&answer, args.client.output.format)?;
     } else {

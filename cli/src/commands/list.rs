@@ -14,6 +14,9 @@ use std::time::Duration;
 /// The API's own largest page.
 const PAGE: u32 = 1000;
 
+/// Instances in a list, unless it says.
+const SHOWN: u32 = 100;
+
 /// Runs it.
 pub(crate) async fn run(mut client: Client, noun: ListNoun, output: &OutputArgs) -> Outcome {
     match noun {
@@ -29,6 +32,10 @@ pub(crate) async fn run(mut client: Client, noun: ListNoun, output: &OutputArgs)
         ListNoun::Nodes => {
             let list: api::NodeList = client.get(&path(&["nodes"])).await?;
             print_list(&list, &list.nodes, NODES, output)?;
+            let status: api::Status = client.get(&path(&["status"])).await?;
+            if !status.scheduler.connected {
+                eprintln!("no scheduler is connected: this is what was known last");
+            }
         }
         ListNoun::Tenants => {
             let list: api::TenantList = client.get(&path(&["tenants"])).await?;
@@ -94,11 +101,14 @@ async fn list_instances(
     args: &ListInstancesArgs,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let wanted = if args.all { u32::MAX } else { args.limit };
+    let wanted = match args.limit {
+        _ if args.all => u32::MAX,
+        limit => limit.unwrap_or(SHOWN),
+    };
     let asked = instances_query(&client, args);
     let list = pages(&mut client, asked, wanted).await?;
     print_list(&list, &list.instances, INSTANCES, output)?;
-    if list.next.is_some() && !output.format.is_machine() {
+    if list.next.is_some() && args.limit.is_none() && !output.format.is_machine() {
         // On stderr also in a pipe: what counts the lines must not take a page for all.
         eprintln!("there are more: --limit N or --all shows them");
     }
@@ -137,7 +147,7 @@ async fn watch_instances(
     let mut asked = instances_query(&client, args);
     asked.watch = Some(true);
     let mut events = client.events(&query(path(&["instances"]), &asked)?).await?;
-    while let Some(instance) = events.next::<api::Instance>().await? {
+    while let Some(instance) = events.next::<api::Instance>("instance").await? {
         if output.format == Format::Json {
             say!(
                 "{}",
@@ -172,7 +182,7 @@ async fn list_events(
     if args.follow {
         asked.follow = Some(true);
         let mut events = client.events(&query(path(&["events"]), &asked)?).await?;
-        while let Some(event) = events.next::<api::EventRecord>().await? {
+        while let Some(event) = events.next::<api::EventRecord>("event").await? {
             if output.format == Format::Json {
                 say!(
                     "{}",

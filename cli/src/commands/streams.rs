@@ -5,6 +5,7 @@ use crate::client::{Client, frames, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome, own_code};
 use crate::output::say;
 use crate::run::files::{self, Remote};
+use crate::run::follow_path;
 use crate::run::stdin;
 use crate::run::streams::{Sink, copy_output};
 use pronto_controller::api::types as api;
@@ -20,8 +21,12 @@ pub(crate) async fn logs(mut client: Client, args: &LogsArgs) -> Outcome {
         tenant: client.tenant(),
     };
     let to = query(path(&["instances", &args.instance, "output"]), &asked)?;
-    let mut frames = client.open(&to).await?;
-    let end = copy_output(&mut frames, &mut Sink::own()).await?;
+    let end = if args.follow && args.tail.is_none() && args.since.is_none() {
+        follow_path(&mut client, &to, Sink::own()).await?
+    } else {
+        let mut frames = client.open(&to).await?;
+        copy_output(&mut frames, &mut Sink::own()).await?
+    };
     match end.problem {
         None => Ok(OK),
         Some(problem) => Err(Failure::new(Exit::Failed, problem)
@@ -74,7 +79,8 @@ pub(crate) async fn cp(mut client: Client, args: &CpArgs) -> Outcome {
         (Some(source), None) => {
             let bytes = files::fetch(&mut client, &source, args.target.as_ref()).await?;
             if args.target != "-" {
-                say!("{} ({bytes} bytes)", args.target);
+                let path = files::place(&source, args.target.as_ref())?;
+                say!("{} ({bytes} bytes)", path.display());
             }
         }
         (None, Some(target)) => {

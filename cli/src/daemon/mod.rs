@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use pronto_controller::{ControllerConfig, store};
 use pronto_launcher::LauncherConfig;
+use pronto_protocol::Role;
 use pronto_protocol::transport::{Credentials, TlsFiles};
 use pronto_scheduler::SchedulerConfig;
 use std::future::Future;
@@ -88,7 +89,7 @@ pub(crate) fn scheduler(args: &SchedulerArgs) -> Outcome {
         SchedulerConfig::parse(&text).map_err(|error| invalid(&args.daemon.config, error))?;
     config.resolve(&directory);
     if args.check {
-        return checked(&config.tls);
+        return checked(&config.tls, Role::Scheduler);
     }
     run(&args.daemon, |shutdown| {
         pronto_scheduler::run(config, shutdown)
@@ -111,7 +112,7 @@ pub(crate) fn controller(args: &ControllerArgs) -> Outcome {
         if config.data_dir.exists() {
             store::check(&config.data_dir).map_err(anyhow::Error::from)?;
         }
-        return checked(&config.tls);
+        return checked(&config.tls, Role::Controller);
     }
     if let Some(target) = &args.backup {
         store::backup(&config.data_dir, &file(target)?).map_err(anyhow::Error::from)?;
@@ -147,7 +148,7 @@ pub(crate) fn launcher(args: &LauncherArgs) -> Outcome {
         *path = directory.join(&*path);
     }
     if args.check {
-        return checked(&config.tls);
+        return checked(&config.tls, Role::Launcher);
     }
     match args.simulate {
         None => run(&args.daemon, |shutdown| {
@@ -196,9 +197,15 @@ fn invalid(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
 }
 
 /// `--check`: what is left to check when the configuration has been read are the certificates.
-fn checked(tls: &TlsFiles) -> Outcome {
+fn checked(tls: &TlsFiles, role: Role) -> Outcome {
     let credentials =
         Credentials::load(tls).map_err(|error| Failure::caused(Exit::Usage, error.into()))?;
+    let identity = credentials.identity();
+    if identity.role() != role {
+        let cert = tls.cert.display();
+        return Err(Failure::usage(format!("{cert} is {identity}'s"))
+            .hint(format!("accepted: a certificate of the role {role}")));
+    }
     say!(
         "the configuration is valid; this daemon is {}",
         credentials.identity()

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::process::{Process, naming};
 use super::supervisor::{self, WORKLOAD_GRACE_MS, WORKLOADS_LIMIT};
 use crate::commands::block_on;
-use crate::exit::{OK, Outcome};
+use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::terminal;
 use pronto_launcher::end_workloads;
 use pronto_launcher::runtime::qemu::shim_dir;
@@ -26,6 +26,13 @@ const ROUNDS: usize = 5;
 
 /// Runs it. A cluster that does not run is no error: it is stopped.
 pub(super) fn run(layout: &Layout) -> Outcome {
+    if !layout.client_config().exists() {
+        let directory = layout.directory().display();
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("{directory} has no cluster of `pronto dev`"),
+        ));
+    }
     let record = supervisor::read_record(layout);
     let supervisor = supervisor::running(layout);
     if let Some(supervisor) = supervisor {
@@ -47,10 +54,7 @@ pub(super) fn run(layout: &Layout) -> Outcome {
     })?;
     supervisor::remove_record(layout);
     if supervisor.is_none() && children.is_empty() {
-        terminal::note(&format!(
-            "no cluster was running in {}",
-            layout.directory().display()
-        ));
+        eprintln!("no cluster was running in {}", layout.directory().display());
     }
     Ok(OK)
 }

@@ -5,7 +5,7 @@
 
 use super::files::{self, Input};
 use super::streams::Sink;
-use super::{Wants, bring_inputs, first, follow_output, request, stop, submit, words};
+use super::{Wants, feed, first, follow_output, request, stop, submit, words};
 use crate::args::spec::{RunArgs, SpecArgs};
 use crate::client::Client;
 use crate::exit::{Exit, Failure, OK, Outcome};
@@ -16,6 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,6 +24,8 @@ use uuid::Uuid;
 
 /// Files under way at once: each has two connections to the controller.
 const AT_ONCE: usize = 64;
+/// How often a submission is tried again that found no room.
+const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 /// Output of one file that is kept until its turn to be printed; the rest is in its log.
 const KEPT_OUTPUT_BYTES: usize = 1 << 20;
 
@@ -130,6 +133,30 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
     Ok(codes.into_iter().find(|&code| code != OK).unwrap_or(OK))
 }
 
+/// Submits; where a quota or a rate limit leaves no room, once there is some again.
+async fn submit_in_turn(
+    client: &mut Client,
+    plan: &Plan,
+    request: &api::SubmitRequest,
+) -> Result<api::SubmitResponse, Failure> {
+    loop {
+        let failure = match submit(client, request).await {
+            Ok(admitted) => return Ok(admitted),
+            Err(failure) => failure,
+        };
+        let passes = match failure.code() {
+            Some(api::ErrorCode::RateLimited) => true,
+            // What is full of others' work may stay so; what is full of ours does not.
+            Some(api::ErrorCode::QuotaExceeded) => !plan.live().is_empty(),
+            _ => false,
+        };
+        if !passes || plan.stopping.load(Ordering::Relaxed) {
+            return Err(failure);
+        }
+        tokio::time::sleep(ROOM_INTERVAL).await;
+    }
+}
+
 async fn one(
     client: &mut Client,
     plan: &Plan,
@@ -151,18 +178,19 @@ async fn one(
         stdin: false,
     };
     let request = request(client, &spec, 1, wants).await?;
-    let id = first(&submit(client, &request).await?)?;
+    let id = first(&submit_in_turn(client, plan, &request).await?)?;
     plan.live().insert(id);
     let mut beside = client.another();
     let outcome = if plan.stopping.load(Ordering::Relaxed) {
         stop(&mut beside, id).await;
         Err(Failure::new(Exit::Interrupted, "interrupted"))
     } else {
-        match bring_inputs(&mut beside, id, &inputs).await {
-            Ok(()) => results(client, beside, plan, file, id).await,
-            Err(failure) => {
-                // It would wait for its files for ever.
-                stop(&mut beside, id).await;
+        let mut feeder = client.another();
+        tokio::select! {
+            results = results(client, &mut beside, plan, file, id) => results,
+            Err(failure) = feed(&mut feeder, id, &inputs, false) => {
+                // It would wait for its files in vain.
+                stop(&mut feeder, id).await;
                 Err(failure)
             }
         }
@@ -174,7 +202,7 @@ async fn one(
 /// Follows an instance that has its files to its end, and fetches what it made.
 async fn results(
     client: &mut Client,
-    mut beside: Client,
+    beside: &mut Client,
     plan: &Plan,
     file: &Input,
     id: Uuid,
@@ -188,7 +216,7 @@ async fn results(
         .map(|pattern| substitute(pattern, &file.name))
         .collect();
     if end.instance.state == api::InstanceState::Succeeded {
-        let whole = files::fetch_matches(&mut beside, id, &patterns, &plan.output_dir).await?;
+        let whole = files::fetch_matches(beside, id, &patterns, &plan.output_dir).await?;
         if !whole {
             return Err(Failure::new(
                 Exit::No,
@@ -218,7 +246,7 @@ fn report(name: &str, outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failur
             code
         }
         Err(failure) => {
-            eprintln!("pronto: {name}: {failure}");
+            eprintln!("pronto: {name}: {}", failure.words());
             failure.exit.code().max(Exit::No.code())
         }
     }

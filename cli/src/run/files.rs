@@ -146,29 +146,6 @@ pub(crate) async fn bring(
         None if target.path == "." => name.to_owned(),
         None => target.path.clone(),
     };
-    let begun = Instant::now();
-    loop {
-        match bring_once(client, source, target, &to_path, input).await {
-            Err(failure)
-                if (failure.exit == Exit::Conflict || failure.may_pass())
-                    && source != Path::new("-")
-                    && input
-                    && begun.elapsed() < TAKE_LIMIT =>
-            {
-                tokio::time::sleep(RETRY_INTERVAL).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-async fn bring_once(
-    client: &mut Client,
-    source: &Path,
-    target: &Remote,
-    to_path: &str,
-    input: bool,
-) -> Result<api::FileEnd, Failure> {
     let unreadable = || format!("can't read {}", source.display());
     let (content, length, mode) = if source == Path::new("-") {
         // A node wants to know the length before it takes a file.
@@ -198,7 +175,7 @@ async fn bring_once(
         )
     };
     let asked = api::PutFileQuery {
-        path: to_path.to_owned(),
+        path: to_path,
         mode: Some(mode),
         input: input.then_some(true),
         tenant: client.tenant(),
@@ -344,63 +321,75 @@ pub(crate) async fn fetch(
     ))
 }
 
-/// Where a file is written to: a temporary name until it is whole.
+/// Where a file is written to: a temporary name until it is whole, unless what has that name already
+/// is not a file, as a device or a pipe.
 struct Target {
-    file: Option<(std::fs::File, PathBuf, PathBuf)>,
+    to: Box<dyn Write + Send>,
+    /// Where it is written, and where it belongs.
+    part: Option<(PathBuf, PathBuf)>,
 }
 
 impl Target {
     fn open(source: &Remote, target: &Path) -> Result<Self, Failure> {
         if target == Path::new("-") {
-            return Ok(Self { file: None });
+            return Ok(Self {
+                to: Box::new(std::io::stdout()),
+                part: None,
+            });
         }
-        let path = if target.is_dir() {
-            let name = Path::new(&source.path).file_name();
-            target.join(name.ok_or_else(|| Failure::usage("the path names no file"))?)
+        let path = place(source, target)?;
+        // A link stays a link: what it points to is replaced.
+        let path = std::fs::canonicalize(&path).unwrap_or(path);
+        let in_the_way = std::fs::metadata(&path).is_ok_and(|there| !there.is_file());
+        let (written, part) = if in_the_way {
+            (path, None)
         } else {
-            target.to_owned()
+            let mut part = path.as_os_str().to_owned();
+            part.push(format!(".{}.part", std::process::id()));
+            let part = PathBuf::from(part);
+            (part.clone(), Some((part, path)))
         };
-        let mut part = path.as_os_str().to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = PathBuf::from(part);
-        let file = std::fs::File::create(&part)
-            .with_context(|| format!("can't write {}", part.display()))?;
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(part.is_some())
+            .open(&written)
+            .with_context(|| format!("can't write {}", written.display()))?;
         Ok(Self {
-            file: Some((file, part, path)),
+            to: Box::new(file),
+            part,
         })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        match &mut self.file {
-            Some((file, part, _)) => {
-                file.write_all(bytes)
-                    .with_context(|| format!("can't write {}", part.display()))?;
-            }
-            None => {
-                if let Err(error) = std::io::stdout().write_all(bytes) {
-                    crate::output::stdout_failed(&error);
-                }
-            }
-        }
-        Ok(())
+        self.to.write_all(bytes).map_err(Failure::of_output)
     }
 
     fn finish(mut self) -> Result<(), Failure> {
-        match self.file.take() {
-            Some((_, part, path)) => std::fs::rename(&part, &path)
-                .with_context(|| format!("can't write {}", path.display()))
-                .map_err(Failure::from),
-            None => Ok(std::io::stdout().flush()?),
+        self.to.flush().map_err(Failure::of_output)?;
+        if let Some((part, path)) = self.part.take() {
+            std::fs::rename(&part, &path)
+                .with_context(|| format!("can't write {}", path.display()))?;
         }
+        Ok(())
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some((_, part, _)) = &self.file {
+        if let Some((part, _)) = &self.part {
             let _ = std::fs::remove_file(part);
         }
     }
+}
+
+/// The file that a fetched one becomes: in a directory, under its own name.
+pub(crate) fn place(source: &Remote, target: &Path) -> Result<PathBuf, Failure> {
+    if !target.is_dir() {
+        return Ok(target.to_owned());
+    }
+    let name = Path::new(&source.path).file_name();
+    Ok(target.join(name.ok_or_else(|| Failure::usage("the path names no file"))?))
 }
 
 /// Fetches all files of an instance that match the patterns into a directory, keeping their paths.

@@ -19,9 +19,10 @@ use crate::output::{Format, OutputArgs, print_value, say, terminal};
 use files::Remote;
 use hyper::Method;
 use pronto_controller::api::types as api;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use streams::{Sink, copy_output};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// A person who has waited this long for a start is told why.
@@ -32,6 +33,12 @@ const HINT_EVERY: Duration = Duration::from_secs(5);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How often an instance is looked at whose start something here waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often an instance is looked at whose files may have to be brought again.
+const FEED_INTERVAL: Duration = Duration::from_secs(1);
+/// Files that no attempt of an instance takes for so long are given up.
+const FEED_LIMIT: Duration = Duration::from_secs(30);
+/// A stop must be on record within this time before we leave.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Results stay on the node so long for us to fetch them.
 const KEEP_OUTPUTS_MS: u64 = 10 * 60 * 1000;
 /// What a shell exits with where there is no such command.
@@ -54,11 +61,11 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
     let admitted = submit(&mut client, &request).await?;
     let id = first(&admitted)?;
     let mut beside = client.another();
-    if let Err(failure) = bring_inputs(&mut beside, id, &inputs).await {
-        stop(&mut beside, id).await;
-        return Err(failure);
-    }
     if args.detach {
+        if let Err(failure) = feed(&mut beside, id, &inputs, true).await {
+            stop(&mut beside, id).await;
+            return Err(failure);
+        }
         print_admitted(&admitted, args.client.output.format)?;
         return Ok(OK);
     }
@@ -66,13 +73,20 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         let client = client.another();
         tokio::spawn(stdin::send(client, id));
     }
-    let followed = match follow(&mut client, id, Sink::own()).await {
-        Err(failure) if failure.is_reader_gone() => {
+    let followed = tokio::select! {
+        followed = follow(&mut client, id, Sink::own()) => match followed {
             // As a process here would be, whose reader went away.
+            Err(failure) if failure.is_reader_gone() => Err(failure),
+            other => Ok(other?),
+        },
+        Err(failure) = feed(&mut beside, id, &inputs, false) => Err(failure),
+    };
+    let followed = match followed {
+        Ok(followed) => followed,
+        Err(failure) => {
             stop(&mut beside, id).await;
             return Err(failure);
         }
-        other => other?,
     };
     let Some((end, interrupted)) = followed else {
         return Ok(Exit::Interrupted.code());
@@ -220,29 +234,31 @@ async fn follow(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut beside = client.another();
-    let stopper = client.another();
-    let mut stopper = Some(stopper);
+    let mut stopping: Option<JoinHandle<()>> = None;
     let output = follow_output(client, id, sink);
     tokio::pin!(output);
     let mut hint_at = tokio::time::Instant::now() + HINT_AFTER;
     let mut hinted = None;
     loop {
         tokio::select! {
-            end = &mut output => return Ok(Some((end?, stopper.is_none()))),
+            end = &mut output => return Ok(Some((end?, stopping.is_some()))),
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            () = tokio::time::sleep_until(hint_at), if terminal::watched() => {
+            () = tokio::time::sleep_until(hint_at), if hinted.is_none() || terminal::watched() => {
                 hint_waiting(&mut beside, id, &mut hinted).await;
                 hint_at = tokio::time::Instant::now() + HINT_EVERY;
                 continue;
             }
         }
-        let Some(mut client) = stopper.take() else {
+        if let Some(stopping) = stopping {
+            // The second signal may be right behind the first: what asked for the stop must arrive.
+            let _late = tokio::time::timeout(STOP_LIMIT, stopping).await;
             eprintln!("pronto: detached; {id} is still being stopped");
             return Ok(None);
-        };
+        }
         terminal::note("stopping it; once more does not wait for its end");
-        tokio::spawn(async move { stop(&mut client, id).await });
+        let mut client = beside.another();
+        stopping = Some(tokio::spawn(async move { stop(&mut client, id).await }));
     }
 }
 
@@ -250,17 +266,26 @@ async fn follow(
 pub(crate) async fn follow_output(
     client: &mut Client,
     id: Uuid,
-    mut sink: Sink,
+    sink: Sink,
 ) -> Result<api::OutputEnd, Failure> {
     let asked = api::OutputQuery {
         follow: Some(true),
         ..api::OutputQuery::default()
     };
     let to = query(path(&["instances", &id.to_string(), "output"]), &asked)?;
+    follow_path(client, &to, sink).await
+}
+
+/// The same of an output that is named by its path.
+pub(crate) async fn follow_path(
+    client: &mut Client,
+    to: &str,
+    mut sink: Sink,
+) -> Result<api::OutputEnd, Failure> {
     let mut again = false;
     let mut wait = LOOK_INTERVAL;
     loop {
-        let mut frames = client.open(&to).await?;
+        let mut frames = client.open(to).await?;
         match copy_output(&mut frames, &mut sink).await {
             // A log that could not be read may be readable now that nobody writes it any more.
             Ok(end) if end.instance.state.is_end() && (end.problem.is_none() || again) => {
@@ -290,23 +315,51 @@ async fn hint_waiting(client: &mut Client, id: Uuid, hinted: &mut Option<String>
     if let Ok(words) = hint(client, id).await
         && hinted.as_ref() != Some(&words)
     {
-        terminal::note(&format!("{} waits: {words}", words::short(id)));
+        // Also in a script, once: what waits for ever must not do so in silence.
+        eprintln!("pronto: {} waits: {words}", words::short(id));
         *hinted = Some(words);
     }
 }
 
-/// Brings files to an instance as soon as it has a node.
-pub(crate) async fn bring_inputs(
+/// Brings files to an instance, to each of its attempts: one that a node has refused, or lost, begins
+/// again without them. Returns when it has ended; with `once`, when it runs.
+pub(crate) async fn feed(
     client: &mut Client,
     id: Uuid,
     inputs: &[files::Input],
+    once: bool,
 ) -> Result<(), Failure> {
-    if inputs.is_empty() {
-        return Ok(());
+    let to = path(&["instances", &id.to_string()]);
+    let mut pause = LOOK_INTERVAL;
+    let mut failing = None;
+    while !inputs.is_empty() {
+        let state = client.get::<api::InstanceDetail>(&to).await?.instance.state;
+        if state.is_end() || (once && state == api::InstanceState::Running) {
+            break;
+        }
+        if state != api::InstanceState::Running {
+            match bring_all(client, id, inputs).await {
+                Ok(()) => failing = None,
+                // It waits for a place still.
+                Err(failure)
+                    if failure.exit == Exit::Conflict && state != api::InstanceState::Starting => {}
+                // The attempt that it was brought to is over: the next look tells.
+                Err(failure) if is_of_an_attempt(&failure) => {
+                    let since = *failing.get_or_insert_with(Instant::now);
+                    if since.elapsed() > FEED_LIMIT {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(FEED_INTERVAL);
     }
-    if !wait_until(client, id, |state| state == api::InstanceState::Starting).await? {
-        return Ok(());
-    }
+    Ok(())
+}
+
+async fn bring_all(client: &mut Client, id: Uuid, inputs: &[files::Input]) -> Result<(), Failure> {
     for input in inputs {
         let target = Remote {
             instance: id.to_string(),
@@ -315,6 +368,10 @@ pub(crate) async fn bring_inputs(
         files::bring(client, &input.path, &target, true).await?;
     }
     Ok(())
+}
+
+fn is_of_an_attempt(failure: &Failure) -> bool {
+    matches!(failure.exit, Exit::Conflict | Exit::NotFound) || failure.may_pass()
 }
 
 /// Waits until an instance has reached a state; `false` if it ended or went past it.

@@ -48,7 +48,9 @@ pub(crate) fn exit_code(instance: &api::Instance) -> u8 {
 pub(crate) fn remark(instance: &api::Instance) -> Option<String> {
     let end = instance.end.as_ref()?;
     let words = match end.cause {
-        api::EndReason::Exited => return None,
+        api::EndReason::Exited => {
+            return (!end.message.is_empty()).then(|| end.message.clone());
+        }
         api::EndReason::Signaled => format!("ended by signal {}", end.signal.unwrap_or(0)),
         api::EndReason::OutOfMemory => "out of memory".to_owned(),
         api::EndReason::TimedOut => "its time limit was reached".to_owned(),

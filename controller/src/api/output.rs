@@ -11,6 +11,7 @@ use super::types::{
 use super::{App, Target};
 use crate::planner::views::{ended_view, timeline};
 use crate::planner::{Actor, Call, Change, Refused, Reply};
+use crate::shell::unix_ms;
 use crate::streams::Incoming;
 use axum::extract::State;
 use axum::response::Response;
@@ -30,6 +31,10 @@ const AGAIN_LONGEST: Duration = Duration::from_millis(400);
 const TRIES: u32 = 25;
 /// The same for one that has ended: about a second.
 const PAST_TRIES: u32 = 9;
+/// A log that is younger is kept unless there never was one: launchers keep them for an hour.
+const KEPT_FOR_SURE_MS: u64 = 5 * 60 * 1000;
+/// And for no longer, where the node itself takes its time to say that it can't.
+const PAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// Streams the output of an instance; with `follow=true` until it has ended.
 #[utoipa::path(get, path = "/v1/instances/{id}/output", tag = "streams",
@@ -110,6 +115,10 @@ impl Output<'_> {
         if let Target::Ended(ended) = &target {
             let (node, attempt) = (ended.end.node.clone(), ended.end.attempt);
             self.past(node, attempt).await?;
+            let age_ms = unix_ms().saturating_sub(ended.end.ended_unix_ms);
+            if self.is_forgotten() && age_ms < KEPT_FOR_SURE_MS {
+                self.problem = None;
+            }
             return self.finish().await;
         }
         let follow = self.query.follow.unwrap_or(false);
@@ -248,7 +257,12 @@ impl Output<'_> {
                     StreamFailure::NotFound => self.sent.is_nothing(),
                     _ => self.sent.is_nothing() || self.query.tail_bytes.is_none(),
                 };
-                match (passes, self.tries < TRIES) {
+                let tries = if self.query.follow.unwrap_or(false) {
+                    TRIES
+                } else {
+                    PAST_TRIES
+                };
+                match (passes, self.tries < tries) {
                     (true, true) => Then::Again,
                     (true, false) => Then::GiveUp,
                     (false, _) => Then::AttemptDone(attempt),
@@ -260,8 +274,10 @@ impl Output<'_> {
     /// The kept output of an instance that has ended.
     async fn past(&mut self, node: Option<Arc<str>>, attempt: u32) -> Result<(), HungUp> {
         let Some(node) = node else { return Ok(()) };
+        let began = Instant::now();
         while self.stream(&node, attempt, false).await? == Then::Again
             && self.tries < PAST_TRIES
+            && began.elapsed() < PAST_LIMIT
             && !self.is_forgotten()
         {
             self.pause().await?;

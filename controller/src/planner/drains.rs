@@ -98,7 +98,7 @@ impl State {
             let spec = &self.template(slot).spec;
             let movable = spec.restart.mode != RestartMode::Never;
             if there && instance.stop().is_none() && (due || movable) {
-                let then = if movable || spec.reschedule.limit > 0 {
+                let then = if (movable || spec.reschedule.limit > 0) && !spec.stdin {
                     AfterStop::Move
                 } else {
                     AfterStop::Keep

@@ -277,9 +277,12 @@ impl State {
         record: EndRecord,
         ack: Option<ToAck>,
     ) {
-        let policy = &self.template(slot).spec.reschedule;
+        let spec = &self.template(slot).spec;
+        let policy = &spec.reschedule;
         let done = u32::from(self.instance(slot).reschedules);
-        if done >= policy.limit {
+        // Standard input is given once.
+        let fed = spec.stdin && record.cause != EndReason::Rejected;
+        if done >= policy.limit || fed {
             let state = match record.cause {
                 EndReason::Rejected => InstanceState::Failed,
                 _ => InstanceState::NodeLost,

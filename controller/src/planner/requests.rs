@@ -319,6 +319,12 @@ impl State {
                 },
             ));
         }
+        let known = self.instance(slot).more.as_ref().and_then(|more| more.stop);
+        if intent.then == AfterStop::Restart
+            && known.is_some_and(|stop| stop.then == AfterStop::Delete)
+        {
+            return Err(Refused::new(ErrorCode::Conflict, "it is being deleted"));
+        }
         let tenant = Arc::clone(&self.submission(self.instance(slot).submission).row.tenant);
         let node = self.nodes.name_of(self.instance(slot).node);
         self.audit_about(

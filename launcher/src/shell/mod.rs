@@ -209,6 +209,9 @@ impl Shell {
                         {
                             self.registry.started(*id);
                         }
+                        if let Event::Prepared(id) = &event {
+                            self.registry.prepared(*id);
+                        }
                         self.core.step(now, event, &mut self.effects);
                     }
                 }

@@ -231,7 +231,14 @@ impl Workload {
             None if failed && counters.oom_kills > 0 => self.out_of_memory(peak_bytes),
             None => End {
                 cause: answer,
-                message: String::new(),
+                // It went on without one of its own.
+                message: match counters.oom_kills {
+                    0 => String::new(),
+                    _ => format!(
+                        "a process of it ran {}",
+                        self.out_of_memory(peak_bytes).message
+                    ),
+                },
             },
         };
         self.ended = Some(Ended {

@@ -15,6 +15,7 @@ pub(crate) use registry::{Known, Registry};
 use crate::data_dir::DataDir;
 use crate::runtime::{Events, Refused, Runtimes};
 use crate::shell::{Order, Orders};
+use crate::supervisor::Event;
 use bytes::{Buf, Bytes};
 use channel::{Downward, Inbound, Upward};
 use pronto_payloads::codec;
@@ -30,11 +31,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{Instant, timeout_at};
 
 /// Streams at once: each may have a quarter of a MiB under way in either direction.
 const STREAMS: usize = 64;
 /// What may wait to be written: every stream's whole credit, and the frames around it.
 const QUEUE_BYTES: usize = STREAMS * (CREDIT_BYTES as usize + 32 * 1024);
+/// How long what comes ahead of a START waits for it.
+const START_LIMIT: Duration = Duration::from_secs(2);
 /// A session without streams is kept warm for so long.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -49,9 +53,32 @@ struct Context {
 }
 
 impl Context {
-    /// The attempt that is meant, once everything that was ordered before is done, so that its
-    /// directory is there.
+    /// The attempt that is meant. What an attempt needs before it can run is often here before its
+    /// START, which comes on another session; it waits.
     async fn find(&self, open: &StreamOpen) -> Result<Known, Refused> {
+        let (StreamRequest::Stdin | StreamRequest::CopyIn { input: true, .. }) = &open.request
+        else {
+            return self.present(open).await;
+        };
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let arrival = self.registry.arrivals.notified();
+            tokio::pin!(arrival);
+            arrival.as_mut().enable();
+            match self.present(open).await {
+                Ok(known) if !known.ended.is_cancelled() => return Ok(known),
+                outcome => {
+                    if timeout_at(deadline, arrival).await.is_err() {
+                        return outcome;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The attempt that is here, once everything that was ordered before is done, so that its
+    /// directory is there.
+    async fn present(&self, open: &StreamOpen) -> Result<Known, Refused> {
         let (answer, kept) = oneshot::channel();
         let order = Order::FindKept(open.owner, open.instance, answer);
         let kept = match self.orders.send(vec![order]) {
@@ -324,11 +351,18 @@ async fn serve(
                 mode: *mode,
                 bytes: *bytes,
             };
+            if *input {
+                tokio::select! {
+                    () = known.prepared.cancelled() => {}
+                    () = known.ended.cancelled() => {}
+                }
+            }
             let end = files::copy_in(context, &known, file, reader).await?;
             if *input {
-                context
-                    .events
-                    .tell(crate::supervisor::Event::InputArrived(known.job.id));
+                context.events.tell(Event::InputArrived {
+                    id: known.job.id,
+                    path: path.clone(),
+                });
             }
             Ok(end)
         }

@@ -6,12 +6,15 @@ use pronto_payloads::ids::{InstanceId, OwnerId};
 use pronto_payloads::place::AttemptId;
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// An attempt, and how to wait for its start and its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) job: Arc<Job>,
+    /// Cancelled once it can take files.
+    pub(crate) prepared: CancellationToken,
     /// Cancelled once it runs.
     pub(crate) started: CancellationToken,
     /// Cancelled once nothing of it is left.
@@ -20,11 +23,15 @@ pub(crate) struct Known {
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<FxHashMap<(OwnerId, InstanceId), Known>>);
+pub(crate) struct Registry {
+    known: Mutex<FxHashMap<(OwnerId, InstanceId), Known>>,
+    /// Told of every attempt that is added.
+    pub(crate) arrivals: Notify,
+}
 
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, FxHashMap<(OwnerId, InstanceId), Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an attempt; the highest of an instance is the one that is meant.
@@ -39,6 +46,7 @@ impl Registry {
         }
         let entry = Known {
             job: job.clone(),
+            prepared: CancellationToken::new(),
             started: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
@@ -46,6 +54,7 @@ impl Registry {
             entry.ended.cancel();
         }
         known.insert(key, entry);
+        self.arrivals.notify_waiters();
     }
 
     /// Follows what the supervisor has decided.
@@ -62,9 +71,17 @@ impl Registry {
         }
     }
 
+    /// Its directory is there, and it waits for its files.
+    pub(crate) fn prepared(&self, id: AttemptId) {
+        self.with(id, |known| known.prepared.cancel());
+    }
+
     /// It runs.
     pub(crate) fn started(&self, id: AttemptId) {
-        self.with(id, |known| known.started.cancel());
+        self.with(id, |known| {
+            known.prepared.cancel();
+            known.started.cancel();
+        });
     }
 
     pub(crate) fn find(&self, owner: OwnerId, instance: InstanceId) -> Option<Known> {

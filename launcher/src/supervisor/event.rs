@@ -42,7 +42,12 @@ pub enum Event {
     /// The runtime has made the attempt ready to start.
     Prepared(AttemptId),
     /// One of the input files that the attempt waits for is whole.
-    InputArrived(AttemptId),
+    InputArrived {
+        /// Which attempt.
+        id: AttemptId,
+        /// Which file: one that comes again is not another.
+        path: String,
+    },
     /// It runs.
     Started {
         /// Which.

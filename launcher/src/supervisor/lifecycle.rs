@@ -82,12 +82,20 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn input_arrived(&mut self, now: Moment, id: AttemptId, effects: &mut Vec<Effect>) {
+    pub(super) fn input_arrived(
+        &mut self,
+        now: Moment,
+        id: AttemptId,
+        path: String,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
         if let Stage::Inputs(missing) = &mut record.stage {
-            *missing = missing.saturating_sub(1);
+            if record.inputs.insert(path) {
+                *missing = missing.saturating_sub(1);
+            }
             self.await_inputs(now, id, effects);
         }
     }

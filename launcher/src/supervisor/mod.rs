@@ -173,7 +173,7 @@ impl Supervisor {
             Event::SessionDown { epoch } => self.session_down(epoch),
             Event::Frame { epoch, frame } => self.frame(now, epoch, &frame, effects),
             Event::Prepared(id) => self.prepared(now, id, effects),
-            Event::InputArrived(id) => self.input_arrived(now, id, effects),
+            Event::InputArrived { id, path } => self.input_arrived(now, id, path, effects),
             Event::Started { id, at } => self.started(now, id, at, effects),
             Event::Ended { id, at, end, usage } => self.ended(id, at, end, usage),
             Event::Emptied(id) => self.emptied(now, id, effects),

@@ -19,6 +19,7 @@ use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase, Usage};
 use pronto_payloads::place::{AttemptId, GpuShare};
 use pronto_payloads::start::{OnDisconnect, StartBody};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The version of what [`Job`] looks like on disk.
@@ -118,6 +119,8 @@ pub(super) struct Record {
     pub(super) durable: bool,
     /// Its files are to go as soon as it is empty.
     pub(super) delete: bool,
+    /// Input files that are here.
+    pub(super) inputs: BTreeSet<String>,
     /// When the next report is due without anything happening.
     pub(super) report_at: Option<Moment>,
     /// When it must be ended: the earlier of its timeout and its lease.
@@ -146,6 +149,7 @@ impl Record {
             debited: false,
             durable: false,
             delete: false,
+            inputs: BTreeSet::new(),
             report_at: None,
             deadline_at: None,
         }

@@ -590,8 +590,13 @@ fn inputs_are_waited_for_and_a_timeout_ends_it() {
     };
     node.start_with(id, &Demand::default(), &body);
     assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+    let input = |path: &str| Event::InputArrived {
+        id,
+        path: path.to_owned(),
+    };
     node.step(Event::Prepared(id));
-    node.step(Event::InputArrived(id));
+    node.step(input("a"));
+    node.step(input("a"));
     assert!(!node.took(|effect| matches!(effect, Effect::Start { .. })));
     node.wait_ms(1000);
     assert_eq!(
@@ -599,7 +604,7 @@ fn inputs_are_waited_for_and_a_timeout_ends_it() {
         Phase::Preparing,
         "it says so after a second"
     );
-    node.step(Event::InputArrived(id));
+    node.step(input("b"));
     assert!(node.took(|effect| matches!(effect, Effect::Start { .. })));
     node.step(Event::Started { id, at: node.now });
     node.reports();
@@ -633,9 +638,13 @@ fn inputs_that_stop_coming_end_it_with_a_word() {
     };
     node.start_with(id, &Demand::default(), &body);
     node.step(Event::Prepared(id));
+    let input = |path: &str| Event::InputArrived {
+        id,
+        path: path.to_owned(),
+    };
     let limit_ms = u64::try_from(INPUTS_LIMIT.as_millis()).unwrap();
     node.wait_ms(limit_ms - 1);
-    node.step(Event::InputArrived(id));
+    node.step(input("a"));
     node.wait_ms(limit_ms - 1);
     assert!(!node.took(|effect| matches!(effect, Effect::Stop { .. })));
     node.wait_ms(1);
