@@ -322,25 +322,22 @@ fn each_runtime_runs_from_the_command_line() {
 }
 
 #[test]
-fn bench_submit_measures_each_runtime_beside_its_floor() {
+fn bench_submit_measures_containers_beside_bare_ones_and_says_what_is_missing() {
     let every = Every::start("bench");
-    let (kernel, initrd) = (&every.guest["kernel"], &every.guest["initrd"]);
-    for flags in [
-        &["docker"][..],
-        &["qemu", "--kernel", kernel, "--initrd", initrd],
-    ] {
-        let rows = figures(&bench(&every, &[], flags));
-        let (end_ms, floor_ms) = rows["submit_to_end_ms"];
-        let floor_ms = floor_ms.expect("a floor");
-        assert!(floor_ms > 0.0 && end_ms > 0.0, "{rows:?}");
-        let (own_ms, _) = rows["own_segments_ms"];
-        assert!(own_ms > 0.0 && own_ms < end_ms, "{rows:?}");
-        let (_, floor_per_second) = rows["tasks_per_second"];
-        assert!(
-            floor_per_second.is_some_and(|floor| floor > 0.0),
-            "{rows:?}"
-        );
-    }
+    // (Guests boot too slowly to be measured in a test.)
+    let rows = figures(&bench(&every, &[], &["docker"]));
+    let (end_ms, floor_ms) = rows["submit_to_end_ms"];
+    assert!(
+        end_ms > 0.0 && floor_ms.is_some_and(|floor| floor > 0.0),
+        "{rows:?}"
+    );
+    let (own_ms, _) = rows["own_segments_ms"];
+    assert!(own_ms > 0.0 && own_ms < end_ms, "{rows:?}");
+    let (_, floor_per_second) = rows["tasks_per_second"];
+    assert!(
+        floor_per_second.is_some_and(|floor| floor > 0.0),
+        "{rows:?}"
+    );
     let fails = |variables: &[(&str, &str)], flags: &[&str], words: &str| {
         let output = bench(&every, variables, flags);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -359,7 +356,7 @@ fn bench_submit_measures_each_runtime_beside_its_floor() {
     );
     fails(&[], &["qemu"], "--kernel");
     fails(&[], &["qemu", "--kernel", "/no/kernel"], "/no/kernel");
-    let qemu = ["qemu", "--kernel", kernel];
+    let qemu = ["qemu", "--kernel", &every.guest["kernel"]];
     fails(
         &[("PATH", "/nowhere")],
         &qemu,
