@@ -109,10 +109,11 @@ pub(super) fn placements(config: &BenchPlaceConfig, name: &str, fit: Fit) -> Ben
             busy.depart(&demands, &mut rng);
         }
         let picks: [usize; BATCH] = std::array::from_fn(|_| rng.below(demands.len()));
+        let asked = picks.map(|pick| demands[pick].clone());
         let mut placed = [const { None }; BATCH];
         let timer = Instant::now();
-        for (placed, &pick) in placed.iter_mut().zip(&picks) {
-            *placed = busy.table.place(black_box(&query(&demands[pick])));
+        for (placed, demand) in placed.iter_mut().zip(&asked) {
+            *placed = busy.table.place(black_box(&query(demand)));
         }
         timings.record(timer.elapsed());
         for (placement, &pick) in placed.into_iter().zip(&picks) {
