@@ -8,6 +8,7 @@ use crate::codec::{Invalid, Payload, check_len, check_name, check_value};
 use crate::limits;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use std::hint::select_unpredictable;
 
 /// A whole GPU in `gpu_millis`.
 pub const GPU_MILLIS: u16 = 1000;
@@ -96,15 +97,16 @@ impl Runtime {
 
 impl Demand {
     /// The demand as free thousandths of devices: (how many devices, how much of each).
+    ///
+    /// Without a branch: the kind of the next demand can't be predicted, and a search is not much
+    /// longer than what a wrong guess costs.
+    #[inline]
     #[must_use]
-    pub const fn gpu_shape(&self) -> (u16, u16) {
-        if self.gpus > 0 {
-            (self.gpus, GPU_MILLIS)
-        } else if self.gpu_millis > 0 {
-            (1, self.gpu_millis)
-        } else {
-            (0, 0)
-        }
+    pub fn gpu_shape(&self) -> (u16, u16) {
+        let is_share = (self.gpus == 0) & (self.gpu_millis > 0);
+        let devices = self.gpus + u16::from(is_share);
+        let each = select_unpredictable(self.gpus > 0, GPU_MILLIS, self.gpu_millis);
+        (devices, each)
     }
 
     /// All GPU thousandths together: the unit of a GPU quota.

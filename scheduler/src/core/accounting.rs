@@ -23,14 +23,9 @@ struct Reservation {
     cpu_millis: u32,
     memory_mib: u32,
     disk_mib: u32,
-    /// Few demands have GPUs or named resources; the others stay small.
-    rare: Option<Box<Rare>>,
-}
-
-#[derive(Debug)]
-struct Rare {
     gpus: GpuShares,
-    resources: Vec<Resource>,
+    /// Few demands have named resources; the others stay small.
+    resources: Option<Box<[Resource]>>,
 }
 
 /// Sums of what is outstanding. They are wide, since each demand alone may be as large as a field.
@@ -92,18 +87,15 @@ impl Account {
 
     /// Counts a START that was queued for the node as [`Self::next_seq`].
     pub(crate) fn reserve(&mut self, demand: &Demand, gpus: &GpuShares) {
-        let rare = (!gpus.is_empty() || !demand.resources.is_empty()).then(|| {
-            Box::new(Rare {
-                gpus: gpus.clone(),
-                resources: demand.resources.clone(),
-            })
-        });
+        let resources = &demand.resources;
+        let resources = (!resources.is_empty()).then(|| resources.as_slice().into());
         self.sent += 1;
         let reservation = Reservation {
             cpu_millis: demand.cpu_millis,
             memory_mib: demand.memory_mib,
             disk_mib: demand.disk_mib,
-            rare,
+            gpus: *gpus,
+            resources,
         };
         self.reserved.add(&reservation);
         let free = &mut self.available;
@@ -241,14 +233,8 @@ impl Account {
             self.reserved.disk_mib,
             sum(|reservation| reservation.disk_mib)
         );
-        let shares = self
-            .outstanding
-            .iter()
-            .filter_map(|held| held.rare.as_ref());
-        let gpus: u32 = shares
-            .flat_map(|rare| &rare.gpus)
-            .map(|gpu| u32::from(gpu.millis))
-            .sum();
+        let shares = self.outstanding.iter().flat_map(|held| &held.gpus);
+        let gpus: u32 = shares.map(|gpu| u32::from(gpu.millis)).sum();
         assert_eq!(self.reserved.gpu_millis.iter().sum::<u32>(), gpus);
         let left = less(self.reported.cpu_millis, self.reserved.cpu_millis);
         assert_eq!(
@@ -273,17 +259,14 @@ impl Reserved {
         self.cpu_millis += u64::from(reservation.cpu_millis);
         self.memory_mib += u64::from(reservation.memory_mib);
         self.disk_mib += u64::from(reservation.disk_mib);
-        let Some(rare) = &reservation.rare else {
-            return;
-        };
-        for &GpuShare { device, millis } in &rare.gpus {
+        for GpuShare { device, millis } in &reservation.gpus {
             let device = usize::from(device);
             if self.gpu_millis.len() <= device {
                 self.gpu_millis.resize(device + 1, 0);
             }
             self.gpu_millis[device] += u32::from(millis);
         }
-        for Resource { name, count } in &rare.resources {
+        for Resource { name, count } in reservation.resources.iter().flatten() {
             match self.resources.iter_mut().find(|(known, _)| known == name) {
                 Some((_, sum)) => *sum += u64::from(*count),
                 None => self.resources.push((name.clone(), u64::from(*count))),
@@ -295,13 +278,13 @@ impl Reserved {
         self.cpu_millis -= u64::from(reservation.cpu_millis);
         self.memory_mib -= u64::from(reservation.memory_mib);
         self.disk_mib -= u64::from(reservation.disk_mib);
-        let Some(rare) = &reservation.rare else {
-            return;
-        };
-        for &GpuShare { device, millis } in &rare.gpus {
+        for GpuShare { device, millis } in &reservation.gpus {
             self.gpu_millis[usize::from(device)] -= u32::from(millis);
         }
-        for Resource { name, count } in &rare.resources {
+        let Some(resources) = &reservation.resources else {
+            return;
+        };
+        for Resource { name, count } in resources {
             if let Some((_, sum)) = self.resources.iter_mut().find(|(known, _)| known == name) {
                 *sum -= u64::from(*count);
             }
@@ -341,7 +324,7 @@ mod tests {
         let mut account = Account::default();
         account.report(Seq(0), capacity(1000)).unwrap();
         for _ in 0..3 {
-            account.reserve(&cpu(300), &GpuShares::new());
+            account.reserve(&cpu(300), &GpuShares::NONE);
         }
         assert_eq!(account.available().cpu_millis, 100);
         // The ledger has debited the first alone.
@@ -388,10 +371,7 @@ mod tests {
             resources: licences(2),
             ..Demand::default()
         };
-        let second = GpuShares::from_slice(&[GpuShare {
-            device: 1,
-            millis: 300,
-        }]);
+        let second = GpuShares::new(1 << 1, 300);
         account.reserve(&demand, &second);
         assert_eq!(account.available().gpu_millis, [1000, 700]);
         account.report(Seq(0), free.clone()).unwrap();
@@ -414,7 +394,7 @@ mod tests {
                 sent: 0
             }
         );
-        account.reserve(&cpu(1), &GpuShares::new());
+        account.reserve(&cpu(1), &GpuShares::NONE);
         account.report(Seq(1), capacity(1)).unwrap();
         assert!(account.report(Seq(0), capacity(1)).is_err());
     }
@@ -423,7 +403,7 @@ mod tests {
     fn more_reserved_than_reported_leaves_nothing() {
         let mut account = Account::default();
         account.report(Seq(0), capacity(1000)).unwrap();
-        account.reserve(&cpu(900), &GpuShares::new());
+        account.reserve(&cpu(900), &GpuShares::NONE);
         account.report(Seq(0), capacity(500)).unwrap();
         assert_eq!(account.available().cpu_millis, 0);
     }

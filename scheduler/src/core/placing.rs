@@ -134,7 +134,7 @@ impl Broker {
         stamp.seq = node.account.next_seq();
         stamp.term = self.activation.term();
         stamp.gpus.clear();
-        stamp.gpus.extend_from_slice(&placement.gpus);
+        stamp.gpus.extend(&placement.gpus);
         self.scratch.bytes.clear();
         codec::encode_into(stamp, &mut self.scratch.bytes);
         let forwarded = Forwarded {

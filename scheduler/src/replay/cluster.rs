@@ -136,12 +136,15 @@ impl<'a> Cluster<'a> {
                     avoid: &[],
                 };
                 match table.place(&query) {
-                    Some(placed) => (numbers[placed.node.position()], placed.gpus.to_vec()),
+                    Some(placed) => (
+                        numbers[placed.node.position()],
+                        placed.gpus.into_iter().collect(),
+                    ),
                     None => return Replayed::Refused(table.classify_refusal(&query)),
                 }
             }
         };
-        subtract(&mut self.free[node], &task.demand, &gpus);
+        subtract(&mut self.free[node], &task.demand, gpus.iter().copied());
         self.allocated.cpu_millis += u64::from(task.demand.cpu_millis);
         self.allocated.memory_mib += u64::from(task.demand.memory_mib);
         self.allocated.gpu_millis += u64::from(task.demand.gpu_total_millis());

@@ -147,7 +147,7 @@ impl<'a> Linear<'a> {
         };
         let shares = shares(&self.free[node], &task.demand, first);
         self.set(node, |free| {
-            crate::table::subtract(free, &task.demand, &shares);
+            crate::table::subtract(free, &task.demand, shares.iter().copied());
         });
         Some((node, shares))
     }
@@ -203,7 +203,7 @@ impl<'a> Linear<'a> {
             tried.push(rest);
             let mut after = free.clone();
             let shares = shares(free, demand, Some(device));
-            crate::table::subtract(&mut after, demand, &shares);
+            crate::table::subtract(&mut after, demand, shares.iter().copied());
             let added = self.typical.waste(&after) - before;
             if added < best.0 - 1e-6 {
                 best = (added, device);

@@ -23,9 +23,8 @@ const HARMLESS_BLOCKS: usize = 8;
 /// The table must have been read in vain so often before a landmark is placed. A pass costs as much
 /// as three such searches, so demands of which no landmark helps become a tenth dearer by them.
 const DEBT_PASSES: usize = 32;
-/// From 2,048 on, ranks have 1,024 steps an octave: 16 steps are 0.8 to 1.6 percent.
+/// Ranks have 1,024 steps an octave: 16 steps are 0.8 to 1.6 percent.
 const ROUNDING: i16 = 16;
-const ROUNDED_FROM: i16 = 2_048;
 
 /// See the module's text.
 #[derive(Clone, Debug)]
@@ -81,8 +80,9 @@ impl Landmarks {
     #[cold]
     fn place(&mut self, ranks: Ranks, tree: &mut Tree) {
         self.debt_blocks = 0;
+        // Those below are of quantities zero, and the first of them tells a node from none.
         let point = ranks.map(|rank| {
-            if rank < ROUNDED_FROM {
+            if rank < ROUNDING {
                 rank
             } else {
                 rank & !(ROUNDING - 1)

@@ -13,6 +13,7 @@
 //! Invariants: a placement never exceeds what is available; the trees are exactly the summaries of
 //! the nodes (`sanity_check`, in tests); a [`NodeIndex`] of a node that is gone names no other.
 
+mod block;
 mod explain;
 mod gpu;
 mod labels;
@@ -31,12 +32,12 @@ pub use gpu::GpuShares;
 pub use node::{Admission, NodeSpec, Obstacle, Placement, subtract};
 pub use query::Query;
 
+use gpu::Devices;
 use labels::Labels;
 use landmarks::Landmarks;
 use node::{Node, Slot, resources_hold};
 use pronto_payloads::demand::{Capacity, Demand, Resource, Runtime};
-use pronto_payloads::place::GpuShare;
-use query::{fixed_features, runtime_bit};
+use query::{Quantities, fixed_features, runtime_bit};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use shapes::Shapes;
@@ -290,7 +291,7 @@ impl NodeTable {
             cpu_millis: slot.free.cpu_millis,
             memory_mib: slot.free.memory_mib,
             disk_mib: slot.free.disk_mib,
-            gpu_millis: slot.devices.to_vec(),
+            gpu_millis: slot.devices.as_slice().to_vec(),
             resources: self.node(index)?.resources.clone(),
         })
     }
@@ -303,12 +304,18 @@ impl NodeTable {
         };
         let mut grown = !slot.reported;
         slot.reported = true;
-        if slot.devices.as_slice() != available.gpu_millis {
-            grown |= has_grown(&slot.devices, &available.gpu_millis);
-            slot.devices.clear();
-            slot.devices.extend_from_slice(&available.gpu_millis);
+        let mut gpu_rank = slot.free.gpu_rank;
+        if !slot.devices.are(&available.gpu_millis) {
+            grown |= has_grown(slot.devices.as_slice(), &available.gpu_millis);
+            slot.devices = Devices::from(available.gpu_millis.as_slice());
+            gpu_rank = slot.devices.rank().into();
         }
-        let now = node::quantities(available);
+        let now = Quantities {
+            cpu_millis: available.cpu_millis,
+            memory_mib: available.memory_mib,
+            disk_mib: available.disk_mib,
+            gpu_rank,
+        };
         let before = std::mem::replace(&mut slot.free, now);
         grown |= !before.hold(&now);
         grown |= self.set_resources(index, &available.resources);
@@ -332,7 +339,7 @@ impl NodeTable {
     }
 
     /// Takes a placed demand off what is available.
-    pub fn debit(&mut self, index: NodeIndex, demand: &Demand, gpus: &[GpuShare]) {
+    pub fn debit(&mut self, index: NodeIndex, demand: &Demand, gpus: &GpuShares) {
         let Some(slot) = self.slot_mut(index) else {
             return;
         };
@@ -449,7 +456,7 @@ impl NodeTable {
             };
             assert_eq!(self.by_name.get(&node.name), Some(&number));
             if slot.reported {
-                assert_eq!(slot.free.gpu_rank, gpu::rank_of_free(&slot.devices));
+                assert_eq!(slot.free.gpu_rank, u32::from(slot.devices.rank()));
             }
             let whole = node::quantities(&node.allocatable);
             let expected = whole

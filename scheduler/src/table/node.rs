@@ -3,7 +3,7 @@
 //! Two parts: a [`Slot`] is one cache line and all that the straight path reads and writes; a
 //! [`Node`] is the rest.
 
-use super::gpu::{self, Devices, GpuShares};
+use super::gpu::{Devices, GpuShares};
 use super::labels::LabelId;
 use super::query::{Compiled, Quantities};
 use super::summary::Features;
@@ -107,22 +107,22 @@ impl Slot {
         self.admission.is_open() && self.reported
     }
 
-    pub(super) fn debit(&mut self, demand: &Demand, gpus: &[GpuShare]) {
+    pub(super) fn debit(&mut self, demand: &Demand, gpus: &GpuShares) {
         let free = &mut self.free;
         free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
         free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
         free.disk_mib = free.disk_mib.saturating_sub(demand.disk_mib);
         if !gpus.is_empty() {
-            subtract_devices(&mut self.devices, gpus);
-            free.gpu_rank = gpu::rank_of_free(&self.devices);
+            self.devices.subtract(gpus);
+            free.gpu_rank = self.devices.rank().into();
         }
     }
 
     /// Whether it offers the runtime and reads the schema.
     pub(super) fn serves(&self, query: &Compiled<'_>) -> bool {
         (self.runtimes & query.runtime != 0)
-            & (self.schema_min <= query.schema)
-            & (query.schema <= self.schema_max)
+            & (u32::from(self.schema_min) <= query.schema)
+            & (query.schema <= u32::from(self.schema_max))
     }
 }
 
@@ -164,26 +164,26 @@ pub(super) fn quantities(capacity: &Capacity) -> Quantities {
         cpu_millis: capacity.cpu_millis,
         memory_mib: capacity.memory_mib,
         disk_mib: capacity.disk_mib,
-        gpu_rank: gpu::rank_of_free(&capacity.gpu_millis),
+        gpu_rank: Devices::from(capacity.gpu_millis.as_slice()).rank().into(),
     }
 }
 
 /// Takes a demand and the devices that were chosen for it off a capacity. What is not there is not
 /// taken: a node that reports less than was reserved on it has nothing free, never less.
-pub fn subtract(capacity: &mut Capacity, demand: &Demand, gpus: &[GpuShare]) {
+pub fn subtract(
+    capacity: &mut Capacity,
+    demand: &Demand,
+    gpus: impl IntoIterator<Item = GpuShare>,
+) {
     capacity.cpu_millis = capacity.cpu_millis.saturating_sub(demand.cpu_millis);
     capacity.memory_mib = capacity.memory_mib.saturating_sub(demand.memory_mib);
     capacity.disk_mib = capacity.disk_mib.saturating_sub(demand.disk_mib);
-    subtract_devices(&mut capacity.gpu_millis, gpus);
-    subtract_resources(&mut capacity.resources, &demand.resources);
-}
-
-pub(super) fn subtract_devices(devices: &mut [u16], gpus: &[GpuShare]) {
     for share in gpus {
-        if let Some(free) = devices.get_mut(usize::from(share.device)) {
+        if let Some(free) = capacity.gpu_millis.get_mut(usize::from(share.device)) {
             *free = free.saturating_sub(share.millis);
         }
     }
+    subtract_resources(&mut capacity.resources, &demand.resources);
 }
 
 pub(super) fn subtract_resources(free: &mut [Resource], taken: &[Resource]) {
@@ -195,8 +195,12 @@ pub(super) fn subtract_resources(free: &mut [Resource], taken: &[Resource]) {
 }
 
 /// Where a demand goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub node: super::NodeIndex,
     pub gpus: GpuShares,
 }
+
+/// It is handed on in registers: written to memory piece by piece it could not be read as a whole
+/// until the pieces have left the processor's store buffer.
+const _: () = assert!(size_of::<Option<Placement>>() == 16);

@@ -1,9 +1,10 @@
 //! What a START asks of a node, and its form that the table compares with.
 
+use super::block::Need;
 use super::gpu;
 use super::labels::{LabelId, Labels, Where};
 use super::landmarks::Landmarks;
-use super::summary::{Features, Ranks, Summary, ranks};
+use super::summary::{Features, RANKS, Ranks, Summary, ranks};
 use pronto_payloads::demand::{Constraint, Demand, Resource, Runtime};
 use pronto_payloads::place::{Explain, StartPrefix};
 use smallvec::SmallVec;
@@ -56,7 +57,7 @@ pub(super) struct Quantities {
     pub(super) memory_mib: u32,
     pub(super) disk_mib: u32,
     /// See [`gpu::rank_of_free`].
-    pub(super) gpu_rank: u16,
+    pub(super) gpu_rank: u32,
 }
 
 impl Quantities {
@@ -66,7 +67,7 @@ impl Quantities {
             cpu_millis: demand.cpu_millis,
             memory_mib: demand.memory_mib,
             disk_mib: demand.disk_mib,
-            gpu_rank: gpu::rank_of_demand(demand.gpu_shape()),
+            gpu_rank: gpu::rank_of_demand(demand.gpu_shape()).into(),
         }
     }
 
@@ -79,20 +80,23 @@ impl Quantities {
             & (self.gpu_rank >= need.gpu_rank)
     }
 
-    #[inline]
-    pub(super) fn ranks(&self) -> Ranks {
-        ranks([
+    fn all(&self) -> [u32; RANKS] {
+        [
             self.cpu_millis,
             self.memory_mib,
             self.disk_mib,
-            u32::from(self.gpu_rank),
-        ])
+            self.gpu_rank,
+        ]
+    }
+
+    #[inline]
+    pub(super) fn ranks(&self) -> Ranks {
+        ranks(self.all())
     }
 
     #[inline]
     pub(super) fn summary(&self, features: Features, landmarks: &Landmarks) -> Summary {
-        let ranks = self.ranks();
-        Summary::new(ranks, features, landmarks.reached(ranks))
+        Summary::new(self.all(), features, |ranks| landmarks.reached(ranks))
     }
 }
 
@@ -151,10 +155,11 @@ impl<'a> Target<'a> {
 #[derive(Debug)]
 pub(super) struct Compiled<'a> {
     pub(super) quantities: Quantities,
-    pub(super) summary: Summary,
+    /// Made while the summary is in a register: lanes of what is in memory are slow to spread.
+    pub(super) need: Need,
     pub(super) gpu_shape: (u16, u16),
     pub(super) runtime: u8,
-    pub(super) schema: u16,
+    pub(super) schema: u32,
     pub(super) resources: &'a [Resource],
     pub(super) target: Target<'a>,
     /// Apart, since most queries have none and a struct of more than two cache lines is moved by a
@@ -170,9 +175,43 @@ pub(super) struct Particulars {
     pub(super) avoid: SmallVec<[u32; 4]>,
 }
 
+impl Particulars {
+    #[inline(never)]
+    fn new<'a>(
+        query: &Query<'a>,
+        labels: &'a Labels,
+        find: &impl Fn(&str) -> Option<u32>,
+        target: &mut Target<'a>,
+        features: &mut Features,
+    ) -> Box<Self> {
+        let mut particulars = Box::<Self>::default();
+        for constraint in query.constraints {
+            match constraint {
+                Constraint::Node(name) => *target = target.narrowed_to_one(find(name)),
+                Constraint::Label { key, value } => {
+                    let Some(label) = labels.find(key, value) else {
+                        *target = Target::Nowhere;
+                        continue;
+                    };
+                    particulars.labels.push(label);
+                    match labels.whereabouts(label) {
+                        Where::Bit(bit) => *features |= 1 << bit,
+                        Where::At(slots) => *target = target.narrowed_to_slots(slots),
+                    }
+                }
+            }
+        }
+        particulars.avoid = query.avoid.iter().filter_map(|name| find(name)).collect();
+        particulars
+    }
+}
+
 impl<'a> Compiled<'a> {
     /// `find` looks up a node's slot by its name.
-    #[inline]
+    ///
+    /// Always inlined: what is returned in memory, piece by piece, can't be read as a whole until the
+    /// pieces have left the processor's store buffer.
+    #[inline(always)]
     pub(super) fn new(
         query: &Query<'a>,
         labels: &'a Labels,
@@ -181,52 +220,24 @@ impl<'a> Compiled<'a> {
     ) -> Self {
         let quantities = Quantities::of_demand(query.demand);
         let runtime = runtime_bit(query.runtime);
-        let mut compiled = Self {
-            quantities,
-            summary: Summary::ABSENT,
-            gpu_shape: query.demand.gpu_shape(),
-            runtime,
-            schema: query.schema,
-            resources: &query.demand.resources,
-            target: Target::Tree,
-            particulars: None,
-        };
         let mut features = Features::from(runtime) | schema_bit(query.schema);
+        let mut target = Target::Tree;
+        let mut particulars = None;
         // Most demands have neither: they shall not pay for the rest.
         if !(query.constraints.is_empty() & query.avoid.is_empty()) {
-            compiled.constrain(query, labels, &find, &mut features);
+            let more = Particulars::new(query, labels, &find, &mut target, &mut features);
+            particulars = Some(more);
         }
-        compiled.summary = quantities.summary(features, landmarks);
-        compiled
-    }
-
-    #[inline(never)]
-    fn constrain(
-        &mut self,
-        query: &Query<'a>,
-        labels: &'a Labels,
-        find: &impl Fn(&str) -> Option<u32>,
-        features: &mut Features,
-    ) {
-        let mut particulars = Box::<Particulars>::default();
-        for constraint in query.constraints {
-            match constraint {
-                Constraint::Node(name) => self.target = self.target.narrowed_to_one(find(name)),
-                Constraint::Label { key, value } => {
-                    let Some(label) = labels.find(key, value) else {
-                        self.target = Target::Nowhere;
-                        continue;
-                    };
-                    particulars.labels.push(label);
-                    match labels.whereabouts(label) {
-                        Where::Bit(bit) => *features |= 1 << bit,
-                        Where::At(slots) => self.target = self.target.narrowed_to_slots(slots),
-                    }
-                }
-            }
+        Self {
+            quantities,
+            need: Need::new(quantities.summary(features, landmarks)),
+            gpu_shape: query.demand.gpu_shape(),
+            runtime,
+            schema: query.schema.into(),
+            resources: &query.demand.resources,
+            target,
+            particulars,
         }
-        particulars.avoid = query.avoid.iter().filter_map(|name| find(name)).collect();
-        self.particulars = Some(particulars);
     }
 
     /// A [`super::node::Slot`] alone decides.

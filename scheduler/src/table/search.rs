@@ -2,21 +2,34 @@
 //!
 //! The order of candidates is the spread's; what the tree proposes is checked exactly here.
 
-use super::gpu::{self, GpuShares};
+use super::block::Need;
+use super::gpu::GpuShares;
 use super::node::{self, resources_hold};
 use super::query::{Compiled, Quantities, Target};
-use super::summary::Summary;
 use super::tree::{Tree, View};
 use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread, Waste};
 use pronto_payloads::demand::Demand;
 use pronto_payloads::place::Refusal;
-use smallvec::SmallVec;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Candidates of one search: one by [`Fit::First`], and more by [`Fit::Few`] are on the heap only if
-/// there are more than its default.
-type Candidates = SmallVec<[u32; 8]>;
+/// Candidates of one search: one by [`Fit::First`].
+#[derive(Default)]
+struct Candidates {
+    slots: [u32; MAX_CHOICES as usize],
+    count: usize,
+}
+
+impl Candidates {
+    fn push(&mut self, slot: u32) {
+        self.slots[self.count] = slot;
+        self.count += 1;
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        &self.slots[..self.count]
+    }
+}
 
 /// Additions to the waste that differ by less than a hundredth of a device count as equal: the
 /// shapes' counts are no more exact than that, and the earlier node keeps work together.
@@ -59,7 +72,7 @@ impl NodeTable {
     /// As [`Self::search`], but learns and remembers nothing.
     pub(super) fn look(&self, query: &Query<'_>) -> Option<u32> {
         let found = self.find_candidates(query, &mut 0);
-        self.least_fragmenting(&found, query.demand, |slot| self.waste(slot))
+        self.least_fragmenting(found.as_slice(), query.demand, |slot| self.waste(slot))
     }
 
     /// Finds a fit, takes the demand off it and marks it as recently used. [`Fit::Few`] counts the
@@ -74,20 +87,34 @@ impl NodeTable {
     }
 
     /// The nodes to choose from. Adds the blocks that are read in vain to `effort`.
-    #[inline]
+    #[inline(always)]
     fn find_candidates(&self, query: &Query<'_>, effort: &mut usize) -> Candidates {
         let mut compiled = self.compile(query);
         let found = self.choose(&compiled, query.prefer, effort);
-        if found.is_empty() && !compiled.avoided().is_empty() && !self.may_fit_elsewhere(&compiled)
-        {
-            // To wait for another node would be to wait for ever, or as long as its maintenance.
-            compiled.avoid_none();
-            return self.choose(&compiled, query.prefer, effort);
+        if found.count == 0 && !compiled.avoided().is_empty() {
+            return self.find_avoided_candidates(&mut compiled, query.prefer, effort);
         }
         found
     }
 
-    #[inline]
+    /// Those that were to be avoided, if there can be no other: to wait for one would be to wait for
+    /// ever, or as long as its maintenance.
+    #[cold]
+    #[inline(never)]
+    fn find_avoided_candidates(
+        &self,
+        compiled: &mut Compiled<'_>,
+        prefer: Option<&str>,
+        effort: &mut usize,
+    ) -> Candidates {
+        if self.may_fit_elsewhere(compiled) {
+            return Candidates::default();
+        }
+        compiled.avoid_none();
+        self.choose(compiled, prefer, effort)
+    }
+
+    #[inline(always)]
     pub(super) fn compile<'a>(&'a self, query: &Query<'a>) -> Compiled<'a> {
         Compiled::new(query, &self.labels, &self.landmarks, |name| {
             self.by_name.get(name).copied()
@@ -97,9 +124,9 @@ impl NodeTable {
     #[inline]
     fn placement(&self, slot: u32, gpu_shape: (u16, u16)) -> Option<Placement> {
         let gpus = if gpu_shape.0 == 0 {
-            GpuShares::new()
+            GpuShares::NONE
         } else {
-            gpu::choose(&self.slots[slot as usize].devices, gpu_shape)?
+            self.slots[slot as usize].devices.choose(gpu_shape)?
         };
         Some(Placement {
             node: self.index_of(slot),
@@ -108,9 +135,9 @@ impl NodeTable {
     }
 
     /// The first node that fits or, for [`Fit::Few`], the first few.
-    #[inline]
+    #[inline(always)]
     fn choose(&self, query: &Compiled<'_>, prefer: Option<&str>, effort: &mut usize) -> Candidates {
-        let mut found = Candidates::new();
+        let mut found = Candidates::default();
         if let Some(name) = prefer
             && let Some(&slot) = self.by_name.get(name)
             && self.takes(slot, query)
@@ -124,7 +151,7 @@ impl NodeTable {
         };
         self.candidates(query, effort, |slot| {
             found.push(slot);
-            found.len() == limit
+            found.count == limit
         });
         found
     }
@@ -158,24 +185,24 @@ impl NodeTable {
         let mut free = slot.free;
         free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
         free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
-        match gpu::choose(&slot.devices, demand.gpu_shape()) {
+        match slot.devices.choose(demand.gpu_shape()) {
             Some(gpus) if !gpus.is_empty() => {
                 let mut devices = slot.devices.clone();
-                node::subtract_devices(&mut devices, &gpus);
-                free.gpu_rank = gpu::rank_of_free(&devices);
-                self.shapes.waste(&free, &devices)
+                devices.subtract(&gpus);
+                free.gpu_rank = devices.rank().into();
+                self.shapes.waste(&free, devices.as_slice())
             }
-            _ => self.shapes.waste(&free, &slot.devices),
+            _ => self.shapes.waste(&free, slot.devices.as_slice()),
         }
     }
 
     fn waste(&self, slot: u32) -> f32 {
         let slot = &self.slots[slot as usize];
-        self.shapes.waste(&slot.free, &slot.devices)
+        self.shapes.waste(&slot.free, slot.devices.as_slice())
     }
 
     /// Hands out the nodes that fit, in the order that the spread asks for, until enough are taken.
-    #[inline]
+    #[inline(always)]
     fn candidates(
         &self,
         query: &Compiled<'_>,
@@ -190,17 +217,22 @@ impl NodeTable {
             any.set(true);
             take(slot)
         };
+        // Most searches for a settled node end here: this one pass is inlined.
+        if self.config.spread == Spread::Settle
+            && (self.pass(View::Settled, query, 0..end, effort, &mut take)
+                || any.get()
+                || self.recent == 0)
+        {
+            return;
+        }
         // Each pass ends the search if it has handed out enough.
         let mut pass = |view, range: Range<u32>, effort: &mut usize| {
-            self.pass(view, query, range, effort, &mut take)
+            self.further_pass(view, query, range, effort, &mut take)
         };
         match self.config.spread {
             Spread::Settle => {
-                if pass(View::Settled, 0..end, effort) || any.get() || self.recent == 0 {
-                    return;
-                }
-                if !pass(View::All, after_last..end, effort) {
-                    pass(View::All, 0..after_last, effort);
+                if !pass(View::Recent, after_last..end, effort) {
+                    pass(View::Recent, 0..after_last, effort);
                 }
             }
             Spread::Skip => {
@@ -219,8 +251,20 @@ impl NodeTable {
         }
     }
 
+    #[inline(never)]
+    fn further_pass(
+        &self,
+        view: View,
+        query: &Compiled<'_>,
+        range: Range<u32>,
+        effort: &mut usize,
+        take: &mut impl FnMut(u32) -> bool,
+    ) -> bool {
+        self.pass(view, query, range, effort, take)
+    }
+
     /// Hands out the nodes of a range that fit. Returns whether enough are taken.
-    #[inline]
+    #[inline(always)]
     fn pass(
         &self,
         view: View,
@@ -246,7 +290,7 @@ impl NodeTable {
             Target::One(ref slot) => std::slice::from_ref(slot),
             Target::Tree => {
                 let start = range.start as usize;
-                search(&self.open, view, query.summary, start, effort, accept);
+                search(&self.open, view, &query.need, start, effort, accept);
                 return enough;
             }
         };
@@ -329,18 +373,18 @@ impl NodeTable {
             Target::One(only) => holds(only),
             Target::Slots(slots) => slots.iter().any(|&slot| holds(slot)),
             Target::Tree => {
-                let need = query.summary.without_landmarks();
-                search(&self.allocatable, View::All, need, 0, &mut 0, holds).is_some()
+                let need = query.need.without_landmarks();
+                search(&self.allocatable, View::All, &need, 0, &mut 0, holds).is_some()
             }
         }
     }
 }
 
-#[inline]
+#[inline(always)]
 fn search(
     tree: &Tree,
     view: View,
-    need: Summary,
+    need: &Need,
     start: usize,
     effort: &mut usize,
     mut accept: impl FnMut(u32) -> bool,

@@ -16,8 +16,10 @@
 use super::gpu;
 use super::query::Quantities;
 use pronto_payloads::demand::{Demand, GPU_MILLIS};
+use pronto_payloads::limits;
 use rustc_hash::FxHashMap;
-use wide::{f32x8, i32x8};
+use smallvec::SmallVec;
+use wide::{i16x8, i32x4};
 
 /// Shapes that are counted: the 64 most frequent cover 97 % of the openb trace, and all are
 /// compared with each node that is considered.
@@ -48,14 +50,18 @@ struct Counter {
 /// Eight shapes of the picture. A shape that is not used has no weight.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pictured {
-    /// Shares of one.
-    weight: f32x8,
-    cpu_millis: i32x8,
-    memory_mib: i32x8,
-    gpu_rank: i32x8,
+    /// Shares of [`ALL`].
+    weight: i16x8,
+    /// The ranks of a summary: what they leave out is less than a thousandth.
+    cpu: i16x8,
+    memory: i16x8,
+    gpu: i16x8,
     /// Thousandths of each device.
-    each: i32x8,
+    each: i16x8,
 }
+
+/// The weight of all shapes together.
+const ALL: f32 = 16_384.0;
 
 /// The demand shapes lately seen.
 #[derive(Clone, Debug, Default)]
@@ -68,8 +74,22 @@ pub(super) struct Shapes {
     version: u32,
 }
 
-fn lane(quantity: u32) -> i32 {
-    i32::try_from(quantity).unwrap_or(i32::MAX)
+/// A node has at most 32 devices, so that what is free of them fits in a lane.
+const _: () = assert!(limits::GPUS * GPU_MILLIS as usize <= i16::MAX as usize);
+
+fn lane(millis: u16) -> i16 {
+    i16::try_from(millis).unwrap_or(i16::MAX)
+}
+
+impl Shape {
+    fn quantities(self) -> Quantities {
+        Quantities {
+            cpu_millis: self.cpu_millis,
+            memory_mib: self.memory_mib,
+            disk_mib: 0,
+            gpu_rank: gpu::rank_of_demand(self.gpus).into(),
+        }
+    }
 }
 
 impl Shapes {
@@ -125,12 +145,14 @@ impl Shapes {
         for counters in self.counters.chunks(LANES) {
             let mut pictured = Pictured::default();
             for (at, Counter { shape, count }) in counters.iter().enumerate() {
-                let gpu_rank = gpu::rank_of_demand(shape.gpus);
-                pictured.weight.as_mut_array()[at] = count / total;
-                pictured.cpu_millis.as_mut_array()[at] = lane(shape.cpu_millis);
-                pictured.memory_mib.as_mut_array()[at] = lane(shape.memory_mib);
-                pictured.gpu_rank.as_mut_array()[at] = gpu_rank.into();
-                pictured.each.as_mut_array()[at] = shape.gpus.1.into();
+                let [cpu, memory, _, gpu] = shape.quantities().ranks();
+                #[expect(clippy::cast_possible_truncation, reason = "ALL fits")]
+                let weight = (count / total * ALL).round() as i16;
+                pictured.weight.as_mut_array()[at] = weight;
+                pictured.cpu.as_mut_array()[at] = cpu;
+                pictured.memory.as_mut_array()[at] = memory;
+                pictured.gpu.as_mut_array()[at] = gpu;
+                pictured.each.as_mut_array()[at] = lane(shape.gpus.1);
             }
             self.picture.push(pictured);
         }
@@ -138,30 +160,30 @@ impl Shapes {
 
     /// The free GPU capacity of a node that the shapes can't use, weighted by their frequency.
     pub(super) fn waste(&self, free: &Quantities, devices: &[u16]) -> f32 {
-        let total: u32 = devices.iter().map(|&free| u32::from(free)).sum();
+        let total = devices
+            .iter()
+            .fold(0, |total: u16, &free| total.saturating_add(free));
         if total == 0 {
             return 0.0;
         }
         // Whole devices suffice for every share, and used-up ones waste nothing.
-        let is_rest = |rest: &u16| *rest > 0 && *rest < GPU_MILLIS;
-        let total = i32x8::splat(lane(total));
-        let cpu_millis = i32x8::splat(lane(free.cpu_millis));
-        let memory_mib = i32x8::splat(lane(free.memory_mib));
-        let gpu_rank = i32x8::splat(free.gpu_rank.into());
-        let mut sum = f32x8::ZERO;
+        let is_rest = |rest: &&u16| **rest > 0 && **rest < GPU_MILLIS;
+        let rests = devices.iter().filter(is_rest);
+        let rests: SmallVec<[i16x8; LANES]> = rests.map(|&rest| i16x8::splat(lane(rest))).collect();
+        let total = i16x8::splat(lane(total));
+        let [cpu, memory, _, gpu] = free.ranks().map(i16x8::splat);
+        let mut sum = i32x4::ZERO;
         for shapes in &self.picture {
-            let mut wasted = i32x8::ZERO;
-            for &rest in devices.iter().filter(|rest| is_rest(rest)) {
-                let rest = i32x8::splat(rest.into());
+            let mut wasted = i16x8::ZERO;
+            for &rest in &rests {
                 wasted += rest & shapes.each.simd_gt(rest);
             }
-            let lacks = shapes.cpu_millis.simd_gt(cpu_millis)
-                | shapes.memory_mib.simd_gt(memory_mib)
-                | shapes.gpu_rank.simd_gt(gpu_rank);
+            let lacks =
+                shapes.cpu.simd_gt(cpu) | shapes.memory.simd_gt(memory) | shapes.gpu.simd_gt(gpu);
             wasted = (total & lacks) | (wasted & !lacks);
-            sum += shapes.weight * f32x8::from_i32x8(wasted);
+            sum += shapes.weight.dot(wasted);
         }
-        sum.reduce_add()
+        sum.reduce_add() as f32 / ALL
     }
 }
 
@@ -181,7 +203,7 @@ mod tests {
     fn waste(shapes: &Shapes, cpu_millis: u32, devices: &[u16]) -> f32 {
         let free = Quantities {
             cpu_millis,
-            gpu_rank: gpu::rank_of_free(devices),
+            gpu_rank: gpu::Devices::from(devices).rank().into(),
             ..Quantities::default()
         };
         shapes.waste(&free, devices)

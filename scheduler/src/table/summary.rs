@@ -4,7 +4,7 @@
 //! Ranks are rounded so that comparing them never rules out what fits; the exact comparison is the
 //! search's.
 
-use wide::i16x8;
+use wide::{f32x4, i16x8, i32x4};
 
 /// Lanes of a summary that are compared by size.
 pub(super) const RANKS: usize = 4;
@@ -30,16 +30,20 @@ impl Summary {
     /// A slot without a node, or with one that takes no work.
     pub(super) const ABSENT: Self = Self(i16x8::ZERO);
 
+    /// Of quantities, and `reached` says which landmarks their ranks reach.
     #[inline]
-    pub(super) fn new(ranks: Ranks, features: Features, landmarks: u32) -> Self {
-        let sizes = ranks.map(i16::cast_unsigned);
-        Self(bytemuck::cast([
-            quarter(sizes),
-            u64::from(features) | u64::from(landmarks) << 32,
-        ]))
+    pub(super) fn new(
+        quantities: [u32; RANKS],
+        features: Features,
+        reached: impl FnOnce(Ranks) -> u32,
+    ) -> Self {
+        let lanes = rank_lanes(quantities);
+        let [ranks, _] = bytemuck::cast::<i16x8, [Ranks; 2]>(lanes);
+        let words = u64::from(features) | u64::from(reached(ranks)) << 32;
+        Self(lanes | bytemuck::cast::<[u64; 2], i16x8>([0, words]))
     }
 
-    /// The same need in a tree that keeps no landmarks.
+    /// The same in a tree that keeps no landmarks.
     pub(super) fn without_landmarks(self) -> Self {
         let [a, b, c, d, e, f, ..] = self.0.to_array();
         Self(i16x8::new([a, b, c, d, e, f, 0, 0]))
@@ -57,8 +61,12 @@ impl Summary {
     /// The summary of anything that has what either has.
     #[inline]
     pub(super) fn union(self, other: Self) -> Self {
-        let by_size = self.0.max(other.0);
-        let by_bits = self.0 | other.0;
+        Self::joined(self.0.max(other.0), self.0 | other.0)
+    }
+
+    /// The ranks of one and the words of the other.
+    #[inline]
+    pub(super) fn joined(by_size: i16x8, by_bits: i16x8) -> Self {
         Self((by_size & SIZE_LANES) | (by_bits & BIT_LANES))
     }
 }
@@ -73,23 +81,31 @@ pub(super) fn quarter([a, b, c, d]: [u16; 4]) -> u64 {
 
 /// The ranks of four quantities. The first is raised by one, so that a present node of no capacity
 /// differs from an absent one.
-pub(super) fn ranks([a, b, c, d]: [u32; RANKS]) -> Ranks {
-    [rank(a) + 1, rank(b), rank(c), rank(d)]
+///
+/// A rank is the upper half of the quantity plus one as a 32-bit floating number, less what all have
+/// in common: exact below 2,047, within a thousandth above, and all from 2^31 on are the same. It is
+/// monotone, so `a >= b` implies `rank(a) >= rank(b)`: comparing ranks never rules out what fits.
+/// Sixteen bits double the lanes of a register and halve the table; the processor converts four
+/// quantities at once.
+#[inline]
+pub(super) fn ranks(quantities: [u32; RANKS]) -> Ranks {
+    let [ranks, _] = bytemuck::cast::<i16x8, [Ranks; 2]>(rank_lanes(quantities));
+    ranks
 }
 
-/// A 32-bit quantity as a 15-bit floating number: exact below 2,048, within a thousandth above.
-///
-/// It is monotone, so `a >= b` implies `rank(a) >= rank(b)`: comparing ranks never rules out what
-/// fits. Sixteen bits double the lanes of a register and halve the table.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the largest rank, of u32::MAX, is 23,551"
-)]
-const fn rank(quantity: u32) -> i16 {
-    const MANTISSA_BITS: u32 = 11;
-    let bits = u32::BITS - quantity.leading_zeros();
-    let shift = bits.saturating_sub(MANTISSA_BITS);
-    ((shift << (MANTISSA_BITS - 1)) + (quantity >> shift)) as i16
+/// The ranks in the lower half of a register, zero in the upper.
+#[inline]
+fn rank_lanes(quantities: [u32; RANKS]) -> i16x8 {
+    /// Of a floating number's fraction, what a rank leaves out.
+    const DROPPED_BITS: u32 = 13;
+    const ONE: i32 = 1.0_f32.to_bits().cast_signed() >> DROPPED_BITS;
+    const OFFSET: i32x4 = i32x4::new([ONE - 1, ONE, ONE, ONE]);
+    let quantities: i32x4 = bytemuck::cast(quantities);
+    let above = quantities >> 31_u32;
+    let quantities = (quantities & !above) | (above & i32x4::splat(i32::MAX));
+    let raised = f32x4::from_i32x4(quantities) + f32x4::ONE;
+    let ranks = (bytemuck::cast::<f32x4, i32x4>(raised) >> DROPPED_BITS) - OFFSET;
+    i16x8::from_i32x8_saturate(bytemuck::cast([ranks, i32x4::ZERO]))
 }
 
 #[cfg(test)]
@@ -98,6 +114,11 @@ mod tests {
 
     #[test]
     fn ranks_are_monotone_and_nearly_exact() {
+        let rank = |quantity: u32| {
+            let [raised, rank, ..] = ranks([quantity, quantity, 0, 0]);
+            assert_eq!(raised, rank + 1);
+            rank
+        };
         let mut quantities: Vec<u32> = (0..5000).collect();
         for bit in 12..32 {
             for near in -2_i64..=2 {
@@ -110,7 +131,10 @@ mod tests {
         for pair in quantities.windows(2) {
             assert!(rank(pair[0]) <= rank(pair[1]), "{pair:?}");
         }
-        assert_eq!(rank(2047), 2047);
+        for quantity in 0..2_046 {
+            assert!(rank(quantity) < rank(quantity + 1), "{quantity}");
+        }
+        assert_eq!(rank(0), 0);
         assert!(rank(1_000_000) < rank(1_001_000));
         assert!(rank(u32::MAX) < i16::MAX, "room for the raised first rank");
     }

@@ -5,116 +5,21 @@
 //! The converse does not hold: the maxima may come from different slots, and a rank is a rounded
 //! number, so every slot that the tree proposes is checked exactly by the caller.
 //!
-//! There are two views of the same leaves: all slots, and the settled ones alone. They differ in
-//! their inner nodes.
+//! Slots that are recently used have inner nodes of their own, beside those of the settled slots,
+//! so that a change of a slot is one of either. A tree that does not tell them apart has one kind.
 //!
-//! The children of one block stand lane by lane in vector registers: a block is compared in some
-//! fifty instructions without a branch, and 100,000 slots are five blocks high.
+//! The children of one block stand lane by lane ([`super::block`]), and 100,000 slots are five blocks
+//! high.
 //!
 //! Invariants: an absent slot is all zero and satisfies no query, since every need's first rank is
-//! at least one; each inner summary is exactly the union of its sixteen children in its view.
+//! at least one; each inner summary is exactly the union of those of its sixteen children that it is of.
 
+use super::block::{Block, FAN, FAN_BITS, Need, below, mask_of, missing};
 use super::summary::{FIRST_LANDMARK_LANE, LANES, RANKS, Ranks, Summary, quarter};
 use wide::{i16x8, i16x16};
 
-/// Children of a block: what two SSE registers of 16-bit lanes hold.
-const FAN: usize = 16;
-const FAN_BITS: usize = 4;
 /// Levels above the leaves: 16^8 slots are more than a 32-bit slot number can count.
 const MAX_LEVELS: usize = 8;
-
-/// Sixteen children, lane by lane. A cache line holds two lanes.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-struct Block([i16x16; LANES]);
-
-impl Block {
-    const EMPTY: Self = Self([i16x16::ZERO; LANES]);
-
-    /// The children that may satisfy the need, as bits.
-    #[inline]
-    fn satisfying(&self, need: &Need) -> u32 {
-        let (ranks, words) = self.0.split_at(RANKS);
-        let lacks = below(&need.0[..RANKS], ranks) | missing(&need.0[RANKS..], words);
-        lacks.simd_eq(i16x16::ZERO).to_bitmask()
-    }
-
-    fn child(&self, child: usize) -> Summary {
-        let lane = |lane: usize| self.0[lane].as_array()[child].cast_unsigned();
-        Summary(bytemuck::cast([
-            quarter(std::array::from_fn(lane)),
-            quarter(std::array::from_fn(|word| lane(RANKS + word))),
-        ]))
-    }
-
-    fn set_child(&mut self, child: usize, summary: Summary) {
-        for (lane, value) in self.0.iter_mut().zip(summary.0.to_array()) {
-            lane.as_mut_array()[child] = value;
-        }
-    }
-
-    fn union(&self) -> Summary {
-        self.union_of(i16x16::splat(-1))
-    }
-
-    /// The union of those children whose lane of the mask is all ones.
-    #[inline]
-    fn union_of(&self, mask: i16x16) -> Summary {
-        let folded = std::array::from_fn(|lane| {
-            let lanes = (self.0[lane] & mask).to_array();
-            let (low, high) = lanes.split_at(FAN / 2);
-            let low = i16x8::from_slice_unaligned(low);
-            let high = i16x8::from_slice_unaligned(high);
-            if lane < RANKS {
-                low.max(high)
-            } else {
-                low | high
-            }
-        });
-        i16x8::transpose(folded)
-            .into_iter()
-            .map(Summary)
-            .reduce(Summary::union)
-            .unwrap_or(Summary::ABSENT)
-    }
-
-    /// Sets a bit of a word for the children of the mask, and clears it for the others.
-    #[inline]
-    fn set_bit(&mut self, lane: usize, bit: i16x16, mask: i16x16) {
-        self.0[lane] = (self.0[lane] & !bit) | (mask & bit);
-    }
-}
-
-/// What a query needs, each lane in all places of a register: a search compares it with several
-/// blocks.
-struct Need([i16x16; LANES]);
-
-impl Need {
-    #[inline]
-    fn new(summary: Summary) -> Self {
-        Self(summary.0.to_array().map(i16x16::splat))
-    }
-}
-
-/// Ones in the lanes of which a rank is below the need.
-#[inline]
-fn below(need: &[i16x16], ranks: &[i16x16]) -> i16x16 {
-    let mut lacks = i16x16::ZERO;
-    for (&need, &has) in need.iter().zip(ranks) {
-        lacks |= need.simd_gt(has);
-    }
-    lacks
-}
-
-/// Not zero in the lanes of which a word lacks a bit of the need.
-#[inline]
-fn missing(need: &[i16x16], words: &[i16x16]) -> i16x16 {
-    let mut lacks = i16x16::ZERO;
-    for (&need, &has) in need.iter().zip(words) {
-        lacks |= need & !has;
-    }
-    lacks
-}
 
 /// The slots' blocks. The first two ranks stand apart: where the maxima lie, one block after the
 /// other is read, and these two, a cache line, mostly decide.
@@ -126,6 +31,12 @@ struct Leaves {
 
 /// CPU and memory.
 const FIRST: usize = 2;
+
+/// Leaves' blocks that a search has read in vain when it begins to look at the first ranks of sixteen
+/// at once, as they stand in memory: for most of them that is all.
+const MANY: usize = 8;
+/// So many are read in the time of one that is read by itself.
+const READ_AT_ONCE: usize = 4;
 
 #[derive(Clone, Debug)]
 #[repr(align(64))]
@@ -168,46 +79,35 @@ impl Leaves {
         }
     }
 
+    /// Of the sixteen leaves' blocks under one, those of which a slot has the first two ranks, as
+    /// bits.
+    #[inline]
+    fn promising(&self, block: usize, need: &Need) -> u32 {
+        let leaves = &self.first[block * FAN..self.len().min((block + 1) * FAN)];
+        let mut promising = 0;
+        for (at, lines) in leaves.iter().enumerate() {
+            if need.is_reached(&lines.0) {
+                promising |= 1 << at;
+            }
+        }
+        promising
+    }
+
     /// The slots that may satisfy the need, as bits.
     #[inline]
     fn satisfying(&self, leaf: usize, need: &Need) -> u32 {
-        let Need(need) = need;
-        let lacks = below(&need[..FIRST], &self.first[leaf].0);
+        let lacks = below(&need.ranks()[..FIRST], &self.first[leaf].0);
         let candidates = lacks.simd_eq(i16x16::ZERO).to_bitmask();
         if candidates == 0 {
             return 0;
         }
         let (ranks, words) = self.rest[leaf].0.split_at(RANKS - FIRST);
-        let lacks = below(&need[FIRST..RANKS], ranks) | missing(&need[RANKS..], words);
+        let lacks = below(&need.ranks()[FIRST..], ranks) | missing(need.words(), words);
         candidates & lacks.simd_eq(i16x16::ZERO).to_bitmask()
     }
 }
 
-/// One lane of all ones for each bit.
-#[inline]
-fn mask_of(bits: u16) -> i16x16 {
-    const EACH: i16x16 = i16x16::new([
-        1,
-        1 << 1,
-        1 << 2,
-        1 << 3,
-        1 << 4,
-        1 << 5,
-        1 << 6,
-        1 << 7,
-        1 << 8,
-        1 << 9,
-        1 << 10,
-        1 << 11,
-        1 << 12,
-        1 << 13,
-        1 << 14,
-        i16::MIN,
-    ]);
-    (i16x16::splat(bits.cast_signed()) & EACH).simd_eq(EACH)
-}
-
-/// The levels above the leaves, in one view.
+/// The levels above the leaves.
 #[derive(Clone, Debug, Default)]
 struct Inner {
     /// From those over the leaves' blocks to the one root. The block with number `b` has as its
@@ -240,8 +140,8 @@ impl Inner {
         }
     }
 
-    /// A slot of a leaves' block has changed in this view. `union` computes the block's anew; it is
-    /// called only if it can't be told from the change, which is one update in five.
+    /// What this has of a slot of a leaves' block has changed. `union` computes the block's anew; it
+    /// is called only if it can't be told from the change, which is one update in five.
     #[inline]
     fn change(&mut self, leaf: usize, old: Summary, new: Summary, union: impl Fn() -> Summary) {
         let mut index = leaf;
@@ -283,9 +183,23 @@ impl Inner {
 /// Which slots are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
+    /// Both. Only a tree that does not tell them apart is searched for these.
     All,
     /// Those that are not recently used.
     Settled,
+    Recent,
+}
+
+impl View {
+    /// The slots of a block that are looked at, of which some are settled.
+    #[inline]
+    fn of(self, settled: u16) -> u16 {
+        match self {
+            Self::All => u16::MAX,
+            Self::Settled => settled,
+            Self::Recent => !settled,
+        }
+    }
 }
 
 /// The tree over slots `0..len`.
@@ -294,19 +208,19 @@ pub(super) struct Tree {
     leaves: Leaves,
     /// By leaves' block, a bit for each settled slot.
     settled: Vec<u16>,
-    all: Inner,
-    /// Kept only if somebody asks for this view.
-    calm: Option<Inner>,
+    /// Over all slots or, in a tree that tells them apart, the settled ones.
+    inner: Inner,
+    recent: Option<Inner>,
     len: usize,
 }
 
 impl Tree {
-    pub(super) fn new(keeps_settled: bool) -> Self {
+    pub(super) fn new(tells_apart: bool) -> Self {
         Self {
             leaves: Leaves::default(),
             settled: Vec::new(),
-            all: Inner::default(),
-            calm: keeps_settled.then(Inner::default),
+            inner: Inner::default(),
+            recent: tells_apart.then(Inner::default),
             len: 0,
         }
     }
@@ -322,17 +236,17 @@ impl Tree {
         if self.leaves.len() * FAN < self.len {
             self.leaves.push();
             self.settled.push(u16::MAX);
-            self.all.grow(self.leaves.len());
-            if let Some(calm) = &mut self.calm {
-                calm.grow(self.leaves.len());
+            self.inner.grow(self.leaves.len());
+            if let Some(recent) = &mut self.recent {
+                recent.grow(self.leaves.len());
             }
         }
     }
 
     pub(super) fn has(&self, slot: usize, view: View) -> bool {
         let leaf = slot / FAN;
-        let in_view = view == View::All || self.settled[leaf] >> (slot % FAN) & 1 == 1;
-        in_view && self.leaves.first[leaf].0[0].as_array()[slot % FAN] > 0
+        view.of(self.settled[leaf]) >> (slot % FAN) & 1 == 1
+            && self.leaves.first[leaf].0[0].as_array()[slot % FAN] > 0
     }
 
     #[cfg(test)]
@@ -351,24 +265,25 @@ impl Tree {
             return;
         }
         self.settled[leaf] = bits;
-        if before != summary {
-            self.leaves.set_child(leaf, child, summary);
-            let leaves = &self.leaves;
-            self.all
-                .change(leaf, before, summary, || leaves.block(leaf).union());
-        }
-        if let Some(calm) = &mut self.calm {
-            let leaves = &self.leaves;
+        self.leaves.set_child(leaf, child, summary);
+        let leaves = &self.leaves;
+        let Some(recent) = &mut self.recent else {
+            let union = || leaves.block(leaf).union();
+            return self.inner.change(leaf, before, summary, union);
+        };
+        for (inner, view) in [(&mut self.inner, View::Settled), (recent, View::Recent)] {
             let seen = |bits: u16, summary| {
-                if bits >> child & 1 == 1 {
+                if view.of(bits) >> child & 1 == 1 {
                     summary
                 } else {
                     Summary::ABSENT
                 }
             };
-            calm.change(leaf, seen(bits_before, before), seen(bits, summary), || {
-                leaves.block(leaf).union_of(mask_of(bits))
-            });
+            let (old, new) = (seen(bits_before, before), seen(bits, summary));
+            if old != new {
+                let union = || leaves.block(leaf).union_of(mask_of(view.of(bits)));
+                inner.change(leaf, old, new, union);
+            }
         }
     }
 
@@ -377,23 +292,31 @@ impl Tree {
         let lane = FIRST_LANDMARK_LANE + landmark / 16;
         let bit = i16x16::splat((1_u16 << (landmark % 16)).cast_signed());
         let numbers = self.leaves.len().div_ceil(FAN);
-        let mut all = vec![0_u16; numbers];
-        let mut calm = vec![0_u16; numbers];
-        let ranks = ranks.map(i16x16::splat);
+        let mut settled_reach = vec![0_u16; numbers];
+        let mut recent_reach = vec![0_u16; numbers];
+        let ranks = ranks.map(i16x8::splat);
         let leaves = self.leaves.first.iter().zip(&mut self.leaves.rest);
-        for ((leaf, (first, rest)), settled) in leaves.enumerate().zip(&self.settled) {
+        for ((leaf, (first, rest)), &settled) in leaves.enumerate().zip(&self.settled) {
             let lacks = below(&ranks[..FIRST], &first.0) | below(&ranks[FIRST..], &rest.0);
             let word = &mut rest.0[lane - FIRST];
             *word = (*word & !bit) | (bit & !lacks);
-            let reach = !lacks.to_bitmask() & 0xffff;
-            all[leaf / FAN] |= u16::from(reach != 0) << (leaf % FAN);
-            let reach = reach & u32::from(*settled);
-            calm[leaf / FAN] |= u16::from(reach != 0) << (leaf % FAN);
+            let reach = !lacks.to_bitmask();
+            for (reached, view) in [
+                (&mut settled_reach, View::Settled),
+                (&mut recent_reach, View::Recent),
+            ] {
+                let any = reach & u32::from(view.of(settled)) != 0;
+                reached[leaf / FAN] |= u16::from(any) << (leaf % FAN);
+            }
         }
-        self.all.set_bit(lane, bit, all);
-        if let Some(inner) = &mut self.calm {
-            inner.set_bit(lane, bit, calm);
+        if let Some(recent) = &mut self.recent {
+            recent.set_bit(lane, bit, recent_reach);
+        } else {
+            for (settled, recent) in settled_reach.iter_mut().zip(recent_reach) {
+                *settled |= recent;
+            }
         }
+        self.inner.set_bit(lane, bit, settled_reach);
     }
 
     /// Leaves' blocks: what a search reads at worst.
@@ -402,12 +325,13 @@ impl Tree {
     }
 
     /// Visits, in order, the slots of the view from `start` on that may satisfy the need, until one
-    /// is accepted; returns that one. Adds the leaves' blocks that were read to `effort`.
-    #[inline]
+    /// is accepted; returns that one. Adds the leaves' blocks that were read to `effort`,
+    /// and for those that are read sixteen at once the time that they take.
+    #[inline(always)]
     pub(super) fn search(
         &self,
         view: View,
-        need: Summary,
+        need: &Need,
         start: usize,
         effort: &mut usize,
         mut accept: impl FnMut(usize) -> bool,
@@ -415,26 +339,22 @@ impl Tree {
         if start >= self.len {
             return None;
         }
-        let need = Need::new(need);
         // Most searches end where they begin: look there before starting at the root.
         let leaf = start / FAN;
-        let near = self.proposed(view, leaf, &need) & (u32::MAX << (start % FAN));
+        let near = self.proposed(view, leaf, need) & (u32::MAX << (start % FAN));
         if let Some(slot) = first_accepted(leaf, near, &mut accept) {
             return Some(slot);
         }
-        self.search_from_root(view, &need, leaf + 1, effort, &mut accept)
+        self.search_from_root(view, need, leaf + 1, effort, &mut accept)
     }
 
     /// The slots of a leaves' block that may satisfy the need.
     #[inline]
     fn proposed(&self, view: View, leaf: usize, need: &Need) -> u32 {
-        let bits = self.leaves.satisfying(leaf, need);
-        match view {
-            View::All => bits,
-            View::Settled => bits & u32::from(self.settled[leaf]),
-        }
+        self.leaves.satisfying(leaf, need) & u32::from(view.of(self.settled[leaf]))
     }
 
+    #[inline(never)]
     fn search_from_root(
         &self,
         view: View,
@@ -443,9 +363,9 @@ impl Tree {
         effort: &mut usize,
         accept: &mut impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        let inner = match (view, &self.calm) {
-            (View::Settled, Some(calm)) => calm,
-            _ => &self.all,
+        let inner = match (view, &self.recent) {
+            (View::Recent, Some(recent)) => recent,
+            _ => &self.inner,
         };
         let top = inner.levels.len().checked_sub(1)?;
         let mut pending = [0_u32; MAX_LEVELS];
@@ -454,47 +374,72 @@ impl Tree {
         loop {
             let mut found = inner.levels[level][block].satisfying(need);
             // On the path to `start`, children before it are passed over.
-            let boundary = start >> (FAN_BITS * level);
-            if block == boundary / FAN {
-                found &= u32::MAX << (boundary % FAN);
-            } else if block < boundary / FAN {
+            let before = (start >> (FAN_BITS * level)).saturating_sub(block * FAN);
+            found &= u32::MAX << before.min(FAN);
+            if level == 0 {
+                let slot = self.search_leaves(view, need, (block, found), effort, accept);
+                if slot.is_some() {
+                    return slot;
+                }
                 found = 0;
             }
-            if level == 0 {
-                while found != 0 {
-                    let leaf = block * FAN + found.trailing_zeros() as usize;
-                    *effort += 1;
-                    let slots = self.proposed(view, leaf, need);
-                    if let Some(slot) = first_accepted(leaf, slots, accept) {
-                        return Some(slot);
-                    }
-                    found &= found - 1;
-                }
-            }
-            pending[level] = found;
-            while pending[level] == 0 {
+            while found == 0 {
                 if level == top {
                     return None;
                 }
                 level += 1;
                 block /= FAN;
+                found = pending[level];
             }
-            let child = pending[level].trailing_zeros() as usize;
-            pending[level] &= pending[level] - 1;
-            block = block * FAN + child;
+            pending[level] = found & (found - 1);
+            block = block * FAN + found.trailing_zeros() as usize;
             level -= 1;
         }
+    }
+
+    /// Visits the leaves' blocks under a block that are promised to have something.
+    #[inline]
+    fn search_leaves(
+        &self,
+        view: View,
+        need: &Need,
+        (block, mut promised): (usize, u32),
+        effort: &mut usize,
+        accept: &mut impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        if *effort > MANY {
+            let promising = self.leaves.promising(block, need);
+            *effort += (promised & !promising).count_ones() as usize / READ_AT_ONCE;
+            promised &= promising;
+        }
+        while promised != 0 {
+            let leaf = block * FAN + promised.trailing_zeros() as usize;
+            *effort += 1;
+            let slots = self.proposed(view, leaf, need);
+            if let Some(slot) = first_accepted(leaf, slots, accept) {
+                return Some(slot);
+            }
+            promised &= promised - 1;
+        }
+        None
     }
 
     /// Panics if an inner node is not the union of its children.
     #[cfg(test)]
     pub(super) fn sanity_check(&self) {
-        let blocks = || (0..self.leaves.len()).map(|leaf| self.leaves.block(leaf));
-        sanity_check_inner(&self.all, blocks().map(|block| block.union()).collect());
-        if let Some(calm) = &self.calm {
-            let settled = blocks().zip(&self.settled);
-            let unions = settled.map(|(block, &bits)| block.union_of(mask_of(bits)));
-            sanity_check_inner(calm, unions.collect());
+        let unions = |view: View| {
+            let settled = self.settled.iter().enumerate();
+            let union = settled.map(move |(leaf, &settled)| {
+                let mask = mask_of(view.of(settled));
+                self.leaves.block(leaf).union_of(mask)
+            });
+            union.collect()
+        };
+        if let Some(recent) = &self.recent {
+            sanity_check_inner(&self.inner, unions(View::Settled));
+            sanity_check_inner(recent, unions(View::Recent));
+        } else {
+            sanity_check_inner(&self.inner, unions(View::All));
         }
     }
 }
@@ -547,19 +492,20 @@ mod tests {
             need in (0_u32..6, 0_u32..6, 0_u16..4),
             landmark in (0_u32..6, 0_u32..6),
             start in 0_usize..700,
+            tells_apart in any::<bool>(),
         ) {
             let reach = ranks([landmark.0, landmark.1, 0, 0]);
             // As the owner does it: a landmark's bit for whatever is not below it.
             let summary = |cpu: u32, memory: u32, word: u16| {
-                let ranks = ranks([cpu, memory, 0, 0]);
-                let reached = ranks.iter().zip(&reach).all(|(has, need)| has >= need);
-                Summary::new(ranks, u32::from(word), u32::from(reached) << (16 + 3))
+                let reached = |ranks: Ranks| ranks.iter().zip(&reach).all(|(has, need)| has >= need);
+                let reached = |ranks| u32::from(reached(ranks)) << (16 + 3);
+                Summary::new([cpu, memory, 0, 0], word.into(), reached)
             };
-            let mut tree = Tree::new(true);
+            let mut tree = Tree::new(tells_apart);
             let mut plain = Vec::new();
             for (cpu, memory, word, present, settled) in slots {
                 tree.push();
-                let without = Summary::new(ranks([cpu, memory, 0, 0]), u32::from(word), 0);
+                let without = Summary::new([cpu, memory, 0, 0], word.into(), |_| 0);
                 let summary = if present { without } else { Summary::ABSENT };
                 tree.set(plain.len(), summary, settled);
                 plain.push((cpu, memory, word, present, settled));
@@ -573,18 +519,20 @@ mod tests {
                 tree.set(slot, summary(cpu, memory, word), settled);
             }
             tree.sanity_check();
-            for view in [View::All, View::Settled] {
+            let views: &[View] = if tells_apart { &[View::Settled, View::Recent] } else { &[View::All] };
+            for &view in views {
                 let expected: Vec<usize> = plain
                     .iter()
                     .enumerate()
                     .skip(start)
                     .filter(|(_, (cpu, memory, word, present, settled))| {
                         *present && *cpu >= need.0 && *memory >= need.1
-                            && word & need.2 == need.2 && (*settled || view == View::All)
+                            && word & need.2 == need.2
+                            && (view == View::All || *settled == (view == View::Settled))
                     })
                     .map(|(slot, _)| slot)
                     .collect();
-                let need = summary(need.0, need.1, need.2);
+                let need = &Need::new(summary(need.0, need.1, need.2));
                 let mut effort = 0;
                 let mut visited = Vec::new();
                 tree.search(view, need, start, &mut effort, |slot| { visited.push(slot); false });
