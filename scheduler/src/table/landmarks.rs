@@ -20,9 +20,12 @@ use wide::i16x16;
 pub(super) const LANDMARKS: usize = 16 * LANDMARK_WORDS;
 /// Blocks that a search may read without its demand being blamed: a few are bad luck.
 const HARMLESS_BLOCKS: usize = 8;
-/// The table must have been read in vain so often before a landmark is placed. A pass costs as much
-/// as three such searches, so demands of which no landmark helps become a tenth dearer by them.
-const DEBT_PASSES: usize = 32;
+/// The table must have been read in vain so often before a landmark takes a place that is free. A pass
+/// costs as much as ten such searches.
+const DEBT_PASSES: usize = 8;
+/// And before it takes another's: where no landmark helps, since each demand is another, the passes
+/// make searches a tenth dearer.
+const DEBT_PASSES_TO_REPLACE: usize = 24;
 /// Ranks have 1,024 steps an octave: 16 steps are 0.8 to 1.6 percent.
 const ROUNDING: i16 = 16;
 
@@ -31,8 +34,7 @@ const ROUNDING: i16 = 16;
 pub(super) struct Landmarks {
     /// For each word, the ranks of its sixteen landmarks, dimension by dimension.
     points: [[i16x16; RANKS]; LANDMARK_WORDS],
-    /// One has been placed.
-    any: bool,
+    placed: usize,
     oldest: usize,
     debt_blocks: usize,
 }
@@ -42,7 +44,7 @@ impl Default for Landmarks {
         Self {
             // No rank is as high: nothing reaches a landmark that has not been placed.
             points: [[i16x16::splat(i16::MAX); RANKS]; LANDMARK_WORDS],
-            any: false,
+            placed: 0,
             oldest: 0,
             debt_blocks: 0,
         }
@@ -53,17 +55,20 @@ impl Landmarks {
     /// The landmarks that a node or a demand reaches.
     #[inline]
     pub(super) fn reached(&self, ranks: Ranks) -> u32 {
-        if !self.any {
-            return 0;
-        }
-        let [low, high] = [&self.points[0], &self.points[1]].map(|points| {
+        let mut reached = 0;
+        for (word, points) in self
+            .points
+            .iter()
+            .take(self.placed.div_ceil(16))
+            .enumerate()
+        {
             let mut below = i16x16::ZERO;
             for (&point, &rank) in points.iter().zip(&ranks) {
                 below |= point.simd_gt(i16x16::splat(rank));
             }
-            below.simd_eq(i16x16::ZERO).to_bitmask()
-        });
-        low | high << 16
+            reached |= below.simd_eq(i16x16::ZERO).to_bitmask() << (16 * word);
+        }
+        reached
     }
 
     /// A search for this demand has read so many blocks. Places a landmark if that is due.
@@ -71,7 +76,12 @@ impl Landmarks {
     pub(super) fn learn(&mut self, blocks: usize, tree: &mut Tree, ranks: impl FnOnce() -> Ranks) {
         if blocks > HARMLESS_BLOCKS {
             self.debt_blocks += blocks;
-            if self.debt_blocks >= DEBT_PASSES * tree.blocks() {
+            let passes = if self.placed < LANDMARKS {
+                DEBT_PASSES
+            } else {
+                DEBT_PASSES_TO_REPLACE
+            };
+            if self.debt_blocks >= passes * tree.blocks() {
                 self.place(ranks(), tree);
             }
         }
@@ -97,7 +107,7 @@ impl Landmarks {
             return;
         }
         let landmark = self.oldest;
-        self.any = true;
+        self.placed = self.placed.max(landmark + 1);
         self.oldest = (landmark + 1) % LANDMARKS;
         for (lane, rank) in self.points[landmark / 16].iter_mut().zip(point) {
             lane.as_mut_array()[landmark % 16] = rank;

@@ -7,8 +7,7 @@
 //!
 //! It holds no sessions, sequence numbers, reservations or clocks: its owner says what is available
 //! on a node (already net of reservations), which obstacles a node has and when its last START has
-//! been counted. Placing allocates nothing, but for a query's
-//! constraints.
+//! been counted. Placing allocates nothing, but for a query's constraints.
 //!
 //! Invariants: a placement never exceeds what is available; the trees are exactly the summaries of
 //! the nodes (`sanity_check`, in tests); a [`NodeIndex`] of a node that is gone names no other.
@@ -16,6 +15,7 @@
 mod block;
 mod explain;
 mod gpu;
+mod inner;
 mod labels;
 mod landmarks;
 mod node;
@@ -44,7 +44,7 @@ use shapes::Shapes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use summary::Summary;
-use tree::Tree;
+use tree::{Effort, Tree};
 
 /// Which of the nodes that fit is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +128,8 @@ pub struct NodeTable {
     open: Tree,
     /// What nodes could give if nothing ran, obstacles aside.
     allocatable: Tree,
+    /// Of the last search.
+    effort: Effort,
     last_used: Option<u32>,
     /// Nodes that are recently used.
     recent: usize,
@@ -148,6 +150,7 @@ impl NodeTable {
             wastes: Vec::new(),
             open: Tree::new(config.spread == Spread::Settle),
             allocatable: Tree::new(false),
+            effort: Effort::default(),
             last_used: None,
             recent: 0,
         }
@@ -235,7 +238,7 @@ impl NodeTable {
         }
         self.vacant.insert(index.slot);
         self.open.set(slot, Summary::ABSENT, true);
-        self.allocatable.set(slot, Summary::ABSENT, true);
+        self.allocatable.set_at_once(slot, Summary::ABSENT);
     }
 
     /// The node of this name.
@@ -319,7 +322,7 @@ impl NodeTable {
         let before = std::mem::replace(&mut slot.free, now);
         grown |= !before.hold(&now);
         grown |= self.set_resources(index, &available.resources);
-        self.summarise(index.slot);
+        self.summarise_as(index.slot, now);
         grown
     }
 
@@ -343,13 +346,13 @@ impl NodeTable {
         let Some(slot) = self.slot_mut(index) else {
             return;
         };
-        slot.debit(demand, gpus);
+        let left = slot.debit(demand, gpus);
         if slot.has_resources
             && let Some(node) = &mut self.nodes[index.slot as usize]
         {
             node::subtract_resources(&mut node.resources, &demand.resources);
         }
-        self.summarise(index.slot);
+        self.summarise_as(index.slot, left);
     }
 
     /// Says whether an obstacle holds. Returns whether the node takes work now and did not before.
@@ -407,12 +410,18 @@ impl NodeTable {
     }
 
     /// Brings the tree of what is free up to date with a node.
-    #[inline]
     fn summarise(&mut self, slot: u32) {
+        self.summarise_as(slot, self.slots[slot as usize].free);
+    }
+
+    /// As [`Self::summarise`], for what has just been written to the slot: piece by piece, so that it
+    /// can't be read as a whole until the pieces have left the processor's store buffer.
+    #[inline(always)]
+    fn summarise_as(&mut self, slot: u32, free: Quantities) {
         let at = slot as usize;
         let slot = &self.slots[at];
         let summary = if slot.takes_work() {
-            slot.free.summary(slot.features, &self.landmarks)
+            free.summary(slot.features, &self.landmarks)
         } else {
             Summary::ABSENT
         };
@@ -436,7 +445,7 @@ impl NodeTable {
         let summary = whole
             .summary(hot.features, &self.landmarks)
             .without_landmarks();
-        self.allocatable.set(at, summary, true);
+        self.allocatable.set_at_once(at, summary);
         self.summarise(slot);
     }
 

@@ -107,15 +107,22 @@ impl Slot {
         self.admission.is_open() && self.reported
     }
 
-    pub(super) fn debit(&mut self, demand: &Demand, gpus: &GpuShares) {
-        let free = &mut self.free;
-        free.cpu_millis = free.cpu_millis.saturating_sub(demand.cpu_millis);
-        free.memory_mib = free.memory_mib.saturating_sub(demand.memory_mib);
-        free.disk_mib = free.disk_mib.saturating_sub(demand.disk_mib);
+    /// Returns what is left.
+    #[inline]
+    pub(super) fn debit(&mut self, demand: &Demand, gpus: &GpuShares) -> Quantities {
+        let mut gpu_rank = self.free.gpu_rank;
         if !gpus.is_empty() {
             self.devices.subtract(gpus);
-            free.gpu_rank = self.devices.rank().into();
+            gpu_rank = self.devices.rank().into();
         }
+        let left = Quantities {
+            cpu_millis: self.free.cpu_millis.saturating_sub(demand.cpu_millis),
+            memory_mib: self.free.memory_mib.saturating_sub(demand.memory_mib),
+            disk_mib: self.free.disk_mib.saturating_sub(demand.disk_mib),
+            gpu_rank,
+        };
+        self.free = left;
+        left
     }
 
     /// Whether it offers the runtime and reads the schema.

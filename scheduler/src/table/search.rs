@@ -6,7 +6,7 @@ use super::block::Need;
 use super::gpu::GpuShares;
 use super::node::{self, resources_hold};
 use super::query::{Compiled, Quantities, Target};
-use super::tree::{Tree, View};
+use super::tree::{Effort, Tree, View};
 use super::{Fit, MAX_CHOICES, NodeTable, Placement, Query, Spread, Waste};
 use pronto_payloads::demand::Demand;
 use pronto_payloads::place::Refusal;
@@ -40,11 +40,15 @@ impl NodeTable {
     /// that were long for nothing (see [`super::landmarks`]), which changes no answer.
     #[must_use]
     pub fn search(&mut self, query: &Query<'_>) -> Option<Placement> {
-        let mut effort = 0;
+        // Lent, so that its list is not allocated for each search.
+        let mut effort = std::mem::take(&mut self.effort);
         let found = self.find_candidates(query, &mut effort);
-        self.landmarks.learn(effort, &mut self.open, || {
+        self.open.repair(&effort);
+        self.landmarks.learn(effort.blocks, &mut self.open, || {
             Quantities::of_demand(query.demand).ranks()
         });
+        effort.clear();
+        self.effort = effort;
         let slot = match found.as_slice() {
             [] => return None,
             [only] => *only,
@@ -71,7 +75,7 @@ impl NodeTable {
 
     /// As [`Self::search`], but learns and remembers nothing.
     pub(super) fn look(&self, query: &Query<'_>) -> Option<u32> {
-        let found = self.find_candidates(query, &mut 0);
+        let found = self.find_candidates(query, &mut Effort::default());
         self.least_fragmenting(found.as_slice(), query.demand, |slot| self.waste(slot))
     }
 
@@ -88,7 +92,7 @@ impl NodeTable {
 
     /// The nodes to choose from. Adds the blocks that are read in vain to `effort`.
     #[inline(always)]
-    fn find_candidates(&self, query: &Query<'_>, effort: &mut usize) -> Candidates {
+    fn find_candidates(&self, query: &Query<'_>, effort: &mut Effort) -> Candidates {
         let mut compiled = self.compile(query);
         let found = self.choose(&compiled, query.prefer, effort);
         if found.count == 0 && !compiled.avoided().is_empty() {
@@ -105,7 +109,7 @@ impl NodeTable {
         &self,
         compiled: &mut Compiled<'_>,
         prefer: Option<&str>,
-        effort: &mut usize,
+        effort: &mut Effort,
     ) -> Candidates {
         if self.may_fit_elsewhere(compiled) {
             return Candidates::default();
@@ -136,7 +140,12 @@ impl NodeTable {
 
     /// The first node that fits or, for [`Fit::Few`], the first few.
     #[inline(always)]
-    fn choose(&self, query: &Compiled<'_>, prefer: Option<&str>, effort: &mut usize) -> Candidates {
+    fn choose(
+        &self,
+        query: &Compiled<'_>,
+        prefer: Option<&str>,
+        effort: &mut Effort,
+    ) -> Candidates {
         let mut found = Candidates::default();
         if let Some(name) = prefer
             && let Some(&slot) = self.by_name.get(name)
@@ -206,7 +215,7 @@ impl NodeTable {
     fn candidates(
         &self,
         query: &Compiled<'_>,
-        effort: &mut usize,
+        effort: &mut Effort,
         mut take: impl FnMut(u32) -> bool,
     ) {
         let last = self.last_used.unwrap_or(u32::MAX);
@@ -226,7 +235,7 @@ impl NodeTable {
             return;
         }
         // Each pass ends the search if it has handed out enough.
-        let mut pass = |view, range: Range<u32>, effort: &mut usize| {
+        let mut pass = |view, range: Range<u32>, effort: &mut Effort| {
             self.further_pass(view, query, range, effort, &mut take)
         };
         match self.config.spread {
@@ -257,7 +266,7 @@ impl NodeTable {
         view: View,
         query: &Compiled<'_>,
         range: Range<u32>,
-        effort: &mut usize,
+        effort: &mut Effort,
         take: &mut impl FnMut(u32) -> bool,
     ) -> bool {
         self.pass(view, query, range, effort, take)
@@ -270,7 +279,7 @@ impl NodeTable {
         view: View,
         query: &Compiled<'_>,
         range: Range<u32>,
-        effort: &mut usize,
+        effort: &mut Effort,
         take: &mut impl FnMut(u32) -> bool,
     ) -> bool {
         if range.is_empty() {
@@ -374,7 +383,8 @@ impl NodeTable {
             Target::Slots(slots) => slots.iter().any(|&slot| holds(slot)),
             Target::Tree => {
                 let need = query.need.without_landmarks();
-                search(&self.allocatable, View::All, &need, 0, &mut 0, holds).is_some()
+                let effort = &mut Effort::default();
+                search(&self.allocatable, View::All, &need, 0, effort, holds).is_some()
             }
         }
     }
@@ -386,7 +396,7 @@ fn search(
     view: View,
     need: &Need,
     start: usize,
-    effort: &mut usize,
+    effort: &mut Effort,
     mut accept: impl FnMut(u32) -> bool,
 ) -> Option<usize> {
     #[expect(

@@ -49,6 +49,13 @@ impl Summary {
         Self(i16x8::new([a, b, c, d, e, f, 0, 0]))
     }
 
+    /// All words.
+    #[inline]
+    pub(super) fn words(self) -> u64 {
+        let [_, words] = bytemuck::cast::<i16x8, [u64; 2]>(self.0);
+        words
+    }
+
     /// Whether a union that was this one may be less when one of its parts changes from `old` to
     /// `new`: the part had the maximum of a rank that falls, or a bit that goes.
     #[inline]

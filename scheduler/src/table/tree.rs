@@ -15,7 +15,8 @@
 //! at least one; each inner summary is exactly the union of those of its sixteen children that it is of.
 
 use super::block::{Block, FAN, FAN_BITS, Need, below, mask_of, missing};
-use super::summary::{FIRST_LANDMARK_LANE, LANES, RANKS, Ranks, Summary, quarter};
+use super::inner::Inner;
+use super::summary::{FIRST_LANDMARK_LANE, LANES, RANKS, Ranks, Summary};
 use wide::{i16x8, i16x16};
 
 /// Levels above the leaves: 16^8 slots are more than a 32-bit slot number can count.
@@ -27,6 +28,8 @@ const MAX_LEVELS: usize = 8;
 struct Leaves {
     first: Vec<Lines<FIRST>>,
     rest: Vec<Lines<{ LANES - FIRST }>>,
+    /// The same once more, slot by slot: an update reads one cache line where the lanes are on four.
+    summaries: Vec<Summary>,
 }
 
 /// CPU and memory.
@@ -50,6 +53,7 @@ impl Leaves {
     fn push(&mut self) {
         self.first.push(Lines([i16x16::ZERO; FIRST]));
         self.rest.push(Lines([i16x16::ZERO; LANES - FIRST]));
+        self.summaries.extend([Summary::ABSENT; FAN]);
     }
 
     #[inline]
@@ -59,24 +63,24 @@ impl Leaves {
         Block([a, b, c, d, e, f, g, h])
     }
 
+    /// Returns what was there before.
     #[inline]
-    fn child(&self, leaf: usize, child: usize) -> Summary {
-        let [a, b] = &self.first[leaf].0;
-        let [c, d, e, f, g, h] = &self.rest[leaf].0;
-        let lane = |lane: &i16x16| lane.as_array()[child].cast_unsigned();
-        Summary(bytemuck::cast([
-            quarter([a, b, c, d].map(lane)),
-            quarter([e, f, g, h].map(lane)),
-        ]))
-    }
-
-    #[inline]
-    fn set_child(&mut self, leaf: usize, child: usize, summary: Summary) {
+    fn set(&mut self, slot: usize, summary: Summary) -> Summary {
+        let before = std::mem::replace(&mut self.summaries[slot], summary);
+        let (leaf, child) = (slot / FAN, slot % FAN);
+        let values = summary.0.to_array();
+        let (ranks, words) = self.rest[leaf].0.split_at_mut(RANKS - FIRST);
         let first = self.first[leaf].0.iter_mut();
-        let lanes = first.chain(&mut self.rest[leaf].0);
-        for (lane, value) in lanes.zip(summary.0.to_array()) {
-            lane.as_mut_array()[child] = value;
+        for (lane, value) in first.chain(ranks).zip(&values[..RANKS]) {
+            lane.as_mut_array()[child] = *value;
         }
+        // What a node is seldom changes.
+        if before.words() != summary.words() {
+            for (lane, value) in words.iter_mut().zip(&values[RANKS..]) {
+                lane.as_mut_array()[child] = *value;
+            }
+        }
+        before
     }
 
     /// Of the sixteen leaves' blocks under one, those of which a slot has the first two ranks, as
@@ -107,79 +111,6 @@ impl Leaves {
     }
 }
 
-/// The levels above the leaves.
-#[derive(Clone, Debug, Default)]
-struct Inner {
-    /// From those over the leaves' blocks to the one root. The block with number `b` has as its
-    /// children the blocks `16 b` to `16 b + 15` below.
-    levels: Vec<Vec<Block>>,
-}
-
-impl Inner {
-    /// Makes room for so many leaves' blocks, one more than before.
-    fn grow(&mut self, leaves: usize) {
-        let mut needed = leaves;
-        let mut level = 0;
-        loop {
-            needed = needed.div_ceil(FAN);
-            if level == self.levels.len() {
-                let mut block = Block::EMPTY;
-                // A new root stands over what was the root.
-                if let Some(below) = level.checked_sub(1) {
-                    block.set_child(0, self.levels[below][0].union());
-                }
-                self.levels.push(vec![block]);
-            }
-            if self.levels[level].len() < needed {
-                self.levels[level].push(Block::EMPTY);
-            }
-            level += 1;
-            if needed == 1 && level == self.levels.len() {
-                return;
-            }
-        }
-    }
-
-    /// What this has of a slot of a leaves' block has changed. `union` computes the block's anew; it
-    /// is called only if it can't be told from the change, which is one update in five.
-    #[inline]
-    fn change(&mut self, leaf: usize, old: Summary, new: Summary, union: impl Fn() -> Summary) {
-        let mut index = leaf;
-        let (mut old, mut new) = (old, new);
-        for level in 0..self.levels.len() {
-            let (block, child) = (index / FAN, index % FAN);
-            let before = self.levels[level][block].child(child);
-            let after = if !before.may_lose(old, new) {
-                before.union(new)
-            } else if let Some(below) = level.checked_sub(1) {
-                self.levels[below][index].union()
-            } else {
-                union()
-            };
-            if before == after {
-                return;
-            }
-            self.levels[level][block].set_child(child, after);
-            (old, new) = (before, after);
-            index = block;
-        }
-    }
-
-    /// One bit of a word has changed for many leaves' blocks: `leaves` has a one for each that has
-    /// it now, sixteen blocks a number.
-    fn set_bit(&mut self, lane: usize, bit: i16x16, leaves: Vec<u16>) {
-        let mut below = leaves;
-        for level in &mut self.levels {
-            let mut above = vec![0_u16; level.len().div_ceil(FAN)];
-            for ((index, block), bits) in level.iter_mut().enumerate().zip(below) {
-                block.set_bit(lane, bit, mask_of(bits));
-                above[index / FAN] |= u16::from(bits != 0) << (index % FAN);
-            }
-            below = above;
-        }
-    }
-}
-
 /// Which slots are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
@@ -198,6 +129,33 @@ impl View {
             Self::All => u16::MAX,
             Self::Settled => settled,
             Self::Recent => !settled,
+        }
+    }
+}
+
+/// What a search has read in vain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Effort {
+    /// Leaves' blocks; of those that are read sixteen at once a part, for the time that they take.
+    pub(super) blocks: usize,
+    /// Leaves' blocks for which too much was promised.
+    outdated: Vec<(View, u32)>,
+}
+
+impl Effort {
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.blocks = 0;
+        self.outdated.clear();
+    }
+
+    #[inline]
+    fn note_outdated(&mut self, view: View, block: usize, mut leaves: u32) {
+        while leaves != 0 {
+            let leaf = block * FAN + leaves.trailing_zeros() as usize;
+            self.outdated
+                .extend(u32::try_from(leaf).map(|leaf| (view, leaf)));
+            leaves &= leaves - 1;
         }
     }
 }
@@ -246,44 +204,58 @@ impl Tree {
     pub(super) fn has(&self, slot: usize, view: View) -> bool {
         let leaf = slot / FAN;
         view.of(self.settled[leaf]) >> (slot % FAN) & 1 == 1
-            && self.leaves.first[leaf].0[0].as_array()[slot % FAN] > 0
+            && self.leaves.summaries[slot] != Summary::ABSENT
     }
 
     #[cfg(test)]
     pub(super) fn summary(&self, slot: usize) -> Summary {
-        self.leaves.block(slot / FAN).child(slot % FAN)
+        self.leaves.summaries[slot]
     }
 
     #[inline]
     pub(super) fn set(&mut self, slot: usize, summary: Summary, settled: bool) {
         let leaf = slot / FAN;
         let child = slot % FAN;
-        let before = self.leaves.child(leaf, child);
         let bits_before = self.settled[leaf];
         let bits = bits_before & !(1 << child) | u16::from(settled) << child;
-        if before == summary && bits == bits_before {
-            return;
-        }
         self.settled[leaf] = bits;
-        self.leaves.set_child(leaf, child, summary);
-        let leaves = &self.leaves;
+        let before = self.leaves.set(slot, summary);
         let Some(recent) = &mut self.recent else {
-            let union = || leaves.block(leaf).union();
-            return self.inner.change(leaf, before, summary, union);
+            return self.inner.change(leaf, before, summary);
         };
-        for (inner, view) in [(&mut self.inner, View::Settled), (recent, View::Recent)] {
-            let seen = |bits: u16, summary| {
-                if view.of(bits) >> child & 1 == 1 {
-                    summary
-                } else {
-                    Summary::ABSENT
-                }
-            };
-            let (old, new) = (seen(bits_before, before), seen(bits, summary));
-            if old != new {
-                let union = || leaves.block(leaf).union_of(mask_of(view.of(bits)));
-                inner.change(leaf, old, new, union);
-            }
+        let (inner, other) = if settled {
+            (&mut self.inner, recent)
+        } else {
+            (recent, &mut self.inner)
+        };
+        if bits == bits_before {
+            inner.change(leaf, before, summary);
+        } else {
+            other.lose(leaf);
+            inner.change(leaf, Summary::ABSENT, summary);
+        }
+    }
+
+    /// As [`Self::set`], for a tree of which nobody tells what was searched in vain.
+    pub(super) fn set_at_once(&mut self, slot: usize, summary: Summary) {
+        self.set(slot, summary, true);
+        self.make_true(View::All, slot / FAN);
+    }
+
+    /// Makes true what a search has found to be outdated.
+    #[inline]
+    pub(super) fn repair(&mut self, effort: &Effort) {
+        for &(view, leaf) in &effort.outdated {
+            self.make_true(view, leaf as usize);
+        }
+    }
+
+    fn make_true(&mut self, view: View, leaf: usize) {
+        let slots = mask_of(view.of(self.settled[leaf]));
+        let has = self.leaves.block(leaf).union_of(slots);
+        match (view, &mut self.recent) {
+            (View::Recent, Some(recent)) => recent.keep(leaf, has),
+            _ => self.inner.keep(leaf, has),
         }
     }
 
@@ -300,6 +272,10 @@ impl Tree {
             let lacks = below(&ranks[..FIRST], &first.0) | below(&ranks[FIRST..], &rest.0);
             let word = &mut rest.0[lane - FIRST];
             *word = (*word & !bit) | (bit & !lacks);
+            let slots = &mut self.leaves.summaries[leaf * FAN..(leaf + 1) * FAN];
+            for (summary, word) in slots.iter_mut().zip(word.as_array()) {
+                summary.0.as_mut_array()[lane] = *word;
+            }
             let reach = !lacks.to_bitmask();
             for (reached, view) in [
                 (&mut settled_reach, View::Settled),
@@ -325,15 +301,14 @@ impl Tree {
     }
 
     /// Visits, in order, the slots of the view from `start` on that may satisfy the need, until one
-    /// is accepted; returns that one. Adds the leaves' blocks that were read to `effort`,
-    /// and for those that are read sixteen at once the time that they take.
+    /// is accepted; returns that one. Adds what was read to `effort`.
     #[inline(always)]
     pub(super) fn search(
         &self,
         view: View,
         need: &Need,
         start: usize,
-        effort: &mut usize,
+        effort: &mut Effort,
         mut accept: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         if start >= self.len {
@@ -360,7 +335,7 @@ impl Tree {
         view: View,
         need: &Need,
         start: usize,
-        effort: &mut usize,
+        effort: &mut Effort,
         accept: &mut impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         let inner = match (view, &self.recent) {
@@ -377,7 +352,7 @@ impl Tree {
             let before = (start >> (FAN_BITS * level)).saturating_sub(block * FAN);
             found &= u32::MAX << before.min(FAN);
             if level == 0 {
-                let slot = self.search_leaves(view, need, (block, found), effort, accept);
+                let slot = self.search_leaves((view, inner), need, (block, found), effort, accept);
                 if slot.is_some() {
                     return slot;
                 }
@@ -401,30 +376,36 @@ impl Tree {
     #[inline]
     fn search_leaves(
         &self,
-        view: View,
+        (view, inner): (View, &Inner),
         need: &Need,
         (block, mut promised): (usize, u32),
-        effort: &mut usize,
+        effort: &mut Effort,
         accept: &mut impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        if *effort > MANY {
+        let outdated = inner.outdated(block);
+        if effort.blocks > MANY {
             let promising = self.leaves.promising(block, need);
-            *effort += (promised & !promising).count_ones() as usize / READ_AT_ONCE;
+            let in_vain = promised & !promising;
+            effort.blocks += in_vain.count_ones() as usize / READ_AT_ONCE;
+            effort.note_outdated(view, block, in_vain & outdated);
             promised &= promising;
         }
         while promised != 0 {
+            let this = promised & promised.wrapping_neg();
             let leaf = block * FAN + promised.trailing_zeros() as usize;
-            *effort += 1;
+            effort.blocks += 1;
             let slots = self.proposed(view, leaf, need);
-            if let Some(slot) = first_accepted(leaf, slots, accept) {
+            if slots == 0 {
+                effort.note_outdated(view, block, this & outdated);
+            } else if let Some(slot) = first_accepted(leaf, slots, accept) {
                 return Some(slot);
             }
-            promised &= promised - 1;
+            promised &= !this;
         }
         None
     }
 
-    /// Panics if an inner node is not the union of its children.
+    /// Panics if the inner levels disagree with the leaves.
     #[cfg(test)]
     pub(super) fn sanity_check(&self) {
         let unions = |view: View| {
@@ -436,10 +417,10 @@ impl Tree {
             union.collect()
         };
         if let Some(recent) = &self.recent {
-            sanity_check_inner(&self.inner, unions(View::Settled));
-            sanity_check_inner(recent, unions(View::Recent));
+            self.inner.sanity_check(unions(View::Settled));
+            recent.sanity_check(unions(View::Recent));
         } else {
-            sanity_check_inner(&self.inner, unions(View::All));
+            self.inner.sanity_check(unions(View::All));
         }
     }
 }
@@ -458,24 +439,6 @@ fn first_accepted(
         slots &= slots - 1;
     }
     None
-}
-
-#[cfg(test)]
-fn sanity_check_inner(inner: &Inner, leaves: Vec<Summary>) {
-    let mut below = leaves;
-    for (number, level) in inner.levels.iter().enumerate() {
-        assert_eq!(
-            level.len(),
-            below.len().div_ceil(FAN),
-            "blocks of level {number}"
-        );
-        for (index, summary) in below.iter().enumerate() {
-            let above = level[index / FAN].child(index % FAN);
-            assert_eq!(above, *summary, "level {number}, child {index}");
-        }
-        below = level.iter().map(Block::union).collect();
-    }
-    assert!(below.len() <= 1, "one root");
 }
 
 #[cfg(test)]
@@ -533,12 +496,16 @@ mod tests {
                     .map(|(slot, _)| slot)
                     .collect();
                 let need = &Need::new(summary(need.0, need.1, need.2));
-                let mut effort = 0;
+                let mut effort = Effort::default();
                 let mut visited = Vec::new();
                 tree.search(view, need, start, &mut effort, |slot| { visited.push(slot); false });
                 prop_assert_eq!(&visited, &expected);
-                prop_assert!(effort <= tree.blocks());
+                prop_assert!(effort.blocks <= tree.blocks());
                 let found = tree.search(view, need, start, &mut effort, |_| true);
+                prop_assert_eq!(found, expected.first().copied());
+                tree.repair(&effort);
+                tree.sanity_check();
+                let found = tree.search(view, need, start, &mut Effort::default(), |_| true);
                 prop_assert_eq!(found, expected.first().copied());
             }
         }
