@@ -36,6 +36,8 @@ struct Plan {
     output: Vec<String>,
     output_dir: PathBuf,
     live: Mutex<BTreeSet<Uuid>>,
+    /// Submitted, or being submitted, and not ended.
+    under_way: AtomicUsize,
     /// Ctrl-C was pressed: nothing more is submitted.
     stopping: AtomicBool,
 }
@@ -73,6 +75,7 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
         output: args.output.clone(),
         output_dir: args.output_dir.clone(),
         live: Mutex::default(),
+        under_way: AtomicUsize::new(0),
         stopping: AtomicBool::new(false),
     });
     distinct_results(&plan.output, &files)?;
@@ -140,14 +143,16 @@ async fn submit_in_turn(
     request: &api::SubmitRequest,
 ) -> Result<api::SubmitResponse, Failure> {
     loop {
+        plan.under_way.fetch_add(1, Ordering::Relaxed);
         let failure = match submit(client, request).await {
             Ok(admitted) => return Ok(admitted),
             Err(failure) => failure,
         };
+        let others = plan.under_way.fetch_sub(1, Ordering::Relaxed) - 1;
         let passes = match failure.code() {
             Some(api::ErrorCode::RateLimited) => true,
             // What is full of others' work may stay so; what is full of ours does not.
-            Some(api::ErrorCode::QuotaExceeded) => !plan.live().is_empty(),
+            Some(api::ErrorCode::QuotaExceeded) => others > 0,
             _ => false,
         };
         if !passes || plan.stopping.load(Ordering::Relaxed) {
@@ -196,6 +201,7 @@ async fn one(
         }
     };
     plan.live().remove(&id);
+    plan.under_way.fetch_sub(1, Ordering::Relaxed);
     outcome
 }
 

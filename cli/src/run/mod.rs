@@ -237,7 +237,12 @@ async fn follow(
     let mut stopping: Option<JoinHandle<()>> = None;
     let output = follow_output(client, id, sink);
     tokio::pin!(output);
-    let mut hint_at = tokio::time::Instant::now() + HINT_AFTER;
+    let mut hint_at = tokio::time::Instant::now()
+        + if terminal::watched() {
+            HINT_AFTER
+        } else {
+            HINT_EVERY
+        };
     let mut hinted = None;
     loop {
         tokio::select! {

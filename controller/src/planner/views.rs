@@ -217,10 +217,9 @@ impl State {
             Phase::Uncertain => "its start was under way when the connection to the scheduler \
                                  broke; the nodes are being asked"
                 .to_owned(),
-            Phase::Starting if self.template(slot).spec.await_inputs > 0 => format!(
-                "its {} input files are brought to its node",
-                self.template(slot).spec.await_inputs
-            ),
+            Phase::Starting if self.template(slot).spec.await_inputs > 0 => {
+                "its input files are being brought to its node".to_owned()
+            }
             Phase::Starting | Phase::Running | Phase::Ending => return None,
         };
         Some(text + &trouble)

@@ -272,6 +272,7 @@ impl Shell {
     fn execute(&mut self) -> anyhow::Result<()> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut orders: Vec<Order> = Vec::new();
+        let mut kept: Vec<Durable> = Vec::new();
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Send(frame) => frames.push(frame),
@@ -293,7 +294,9 @@ impl Shell {
                 Effect::Keep(Durable::State(record)) => self.node_store.keep_node(record)?,
                 Effect::Measure => self.measure(),
                 other => {
-                    self.registry.notice(&other);
+                    if let Effect::Keep(durable) = &other {
+                        kept.push(durable.clone());
+                    }
                     orders.push(Order::Do(other));
                 }
             }
@@ -307,6 +310,10 @@ impl Shell {
             self.orders
                 .send(orders)
                 .map_err(|_| anyhow::anyhow!("the executor thread has ended"))?;
+        }
+        // Behind the orders: whoever sees it here and asks the executor then finds it done.
+        for durable in kept {
+            self.registry.notice(&durable);
         }
         if !frames.is_empty() && !self.connection.send(&frames) {
             tracing::warn!("the scheduler does not read: ending the session");

@@ -79,13 +79,14 @@ impl Context {
     /// The attempt that is here, once everything that was ordered before is done, so that its
     /// directory is there.
     async fn present(&self, open: &StreamOpen) -> Result<Known, Refused> {
+        let here = self.registry.find(open.owner, open.instance);
         let (answer, kept) = oneshot::channel();
         let order = Order::FindKept(open.owner, open.instance, answer);
         let kept = match self.orders.send(vec![order]) {
             Ok(()) => kept.await.ok().flatten(),
             Err(_) => None,
         };
-        if let Some(known) = self.registry.find(open.owner, open.instance) {
+        if let Some(known) = here {
             return Ok(known);
         }
         let registry = Registry::default();

@@ -1,7 +1,7 @@
 //! Which attempts streams may be about: those that have a directory and are not acknowledged.
 //! Written by the main loop, read by streams.
 
-use crate::supervisor::{Durable, Effect, Job};
+use crate::supervisor::{Durable, Job};
 use pronto_payloads::ids::{InstanceId, OwnerId};
 use pronto_payloads::place::AttemptId;
 use rustc_hash::FxHashMap;
@@ -58,10 +58,7 @@ impl Registry {
     }
 
     /// Follows what the supervisor has decided.
-    pub(crate) fn notice(&self, effect: &Effect) {
-        let Effect::Keep(durable) = effect else {
-            return;
-        };
+    pub(crate) fn notice(&self, durable: &Durable) {
         match durable {
             Durable::Accepted(job) => self.insert(job, true),
             Durable::Emptied(job) => self.with(job.id, |known| known.ended.cancel()),

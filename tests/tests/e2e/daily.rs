@@ -508,3 +508,26 @@ fn a_cluster_keeps_its_history() {
     assert_eq!(shown["instance"]["state"], "succeeded");
     cluster.must(&["run", "--", "true"]);
 }
+
+/// A list that is watched tells each change once it has told what there is.
+#[test]
+fn a_list_is_watched() {
+    let cluster = Cluster::start("watch", 1);
+    cluster.must(&["run", "--name", "before", "--", "true"]);
+    let told = cluster.scratch("told");
+    let mut watcher = cluster
+        .command(["list", "instances", "--watch", "--columns", "name,state"])
+        .stdout(std::fs::File::create(&told).expect("a file"))
+        .spawn()
+        .expect("pronto starts");
+    let read = || std::fs::read_to_string(&told).expect("a file");
+    wait_until("what there is", || read().contains("before"));
+    cluster.must(&["run", "--name", "after", "--", "true"]);
+    wait_until("the change", || {
+        read()
+            .lines()
+            .any(|line| line.split_whitespace().eq(["after", "succeeded"]))
+    });
+    watcher.kill().expect("it watches still");
+    watcher.wait().expect("a child");
+}

@@ -4,6 +4,7 @@
 //! user would see. What a workload did is proven by what it wrote, not by what Pronto says of it.
 //! Only `samples` reads configurations, as the daemons do.
 
+mod bursts;
 mod chaos;
 mod cluster;
 mod daily;
