@@ -4,7 +4,10 @@ use crate::cluster::wait_until;
 use crate::evidence::Evidence;
 use crate::rig::{Plan, Rig, launcher, scheduler};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Two seconds are promised of a quiet machine (see SPECIFICATION.md); this one may be busy.
+const FAILOVER_LIMIT: Duration = Duration::from_secs(10);
 
 fn two_schedulers(launchers: usize) -> Plan {
     Plan {
@@ -57,10 +60,9 @@ fn a_hundred_launchers_fail_over_and_nothing_is_lost() {
         rig.log(&scheduler(2)).matches("launcher connected").count() >= 100
             && rig.log(&scheduler(2)).contains("warm-up is over")
     });
-    eprintln!(
-        "100 launchers and the controller failed over in {:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    eprintln!("100 launchers and the controller failed over in {took:?}");
+    assert!(took < FAILOVER_LIMIT, "{took:?}");
     rig.must(&[
         "create",
         "instance",
@@ -190,11 +192,6 @@ fn a_hung_launcher_is_noticed_and_its_stale_attempt_ended() {
             .ok()
     };
     let first = pid_of(format!("moving-{node}-1")).expect("it wrote its pid");
-    // Who has never sent statistics misses none.
-    wait_until("its statistics come", || {
-        rig.try_json(&["show", "node", &node])
-            .is_some_and(|shown| shown["load"]["uptime_s"].as_u64() > Some(0))
-    });
     rig.signal(&node, "STOP");
     wait_until("it is noticed as silent", || {
         rig.try_json(&["show", "node", &node]).is_some_and(|shown| {
