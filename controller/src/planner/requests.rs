@@ -443,14 +443,15 @@ impl State {
         *ended = ended.saturating_sub(1);
         let slot = self.put_instance(index, call.seq, Phase::Committing);
         let prefer = call.end.node.clone();
+        let attempt = self.meta.next_attempt(call.seq, call.end.attempt);
         let instance = self.instance_mut(slot);
-        instance.attempt = call.end.attempt + 1;
+        instance.attempt = attempt;
         instance.restarts = call.end.restarts.saturating_add(1);
         instance.reschedules = call.end.reschedules;
         instance.amended = true;
         instance.was_placed = true;
         instance.more().prefer = prefer;
-        let (seq, attempt) = (instance.seq, instance.attempt);
+        let seq = instance.seq;
         let amend: AmendRow = self.amend_row(slot);
         let name = Some(Arc::clone(&call.submission.tenant));
         self.audit_about(
