@@ -31,7 +31,13 @@ use crate::store::{Meta, Reader, StoreError};
 use crate::streams::Streams;
 use pronto_payloads::ids::InstanceId;
 use std::sync::Arc;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use types::ErrorCode;
+
+/// Lists of instances and events that are made at once.
+const LISTS_AT_ONCE: usize = 32;
+/// Who finds no place comes again after this.
+const LIST_RETRY_MS: u64 = 1_000;
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -43,6 +49,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdScheme,
+    lists: Semaphore,
 }
 
 /// An instance that somebody named.
@@ -62,6 +69,15 @@ impl Target {
 }
 
 impl App {
+    /// A place among the lists that are made at once. Each costs as much as a hundred submissions,
+    /// so that those who ask for more must come again, and nobody else waits behind them.
+    pub(crate) fn place_for_list(&self) -> Result<SemaphorePermit<'_>, Refused> {
+        self.lists.try_acquire().map_err(|_| {
+            let busy = format!("{LISTS_AT_ONCE} lists are being made, the most at once");
+            Refused::new(ErrorCode::Busy, busy).retry_after(LIST_RETRY_MS)
+        })
+    }
+
     pub(crate) fn new(
         planner: Planner,
         reader: Arc<Reader>,
@@ -79,6 +95,7 @@ impl App {
             metrics,
             clock,
             ids: IdScheme::new(meta.id_key),
+            lists: Semaphore::new(LISTS_AT_ONCE),
         }
     }
 

@@ -56,6 +56,7 @@ pub(crate) async fn list(
         before: query.after,
         limit,
     };
+    let _place = app.place_for_list()?;
     let mut events = app.read(move |reader| reader.events(&filter)).await?;
     let next = (events.len() == limit)
         .then(|| events.last().map(|event| event.number))

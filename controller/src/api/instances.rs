@@ -165,11 +165,13 @@ pub(crate) async fn list(
 ) -> Result<Response, Refused> {
     let watch = query.watch.unwrap_or(false);
     let filters = Filters::of(query)?;
+    let place = app.place_for_list()?;
     if !watch {
         return Ok(ok(&page(&app, &actor, &filters).await?));
     }
     let changes = app.hub.watch_all();
     let first = page(&app, &actor, &filters).await?;
+    drop(place);
     let (pipe, body) = pipe();
     tokio::spawn(async move {
         // Ends when the client hangs up.

@@ -165,7 +165,20 @@ fn skip(directory: &Path, filter: Filter, tail_bytes: u64) -> io::Result<u64> {
 }
 
 /// The kernel's word that something in a directory was written.
-struct Changes(AsyncFd<OwnedFd>);
+struct Changes {
+    /// There until it is dropped.
+    watched: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        // Closing waits some milliseconds for a grace period of the kernel; no stream's end need.
+        if let Some(watched) = self.watched.take() {
+            let fd = watched.into_inner();
+            tokio::task::spawn_blocking(move || drop(fd));
+        }
+    }
+}
 
 impl Changes {
     fn of(directory: &Path) -> io::Result<Self> {
@@ -177,14 +190,19 @@ impl Changes {
             reason = "an OwnedFd keeps what its unsafe successor asks for"
         )]
         let watched = AsyncFd::with_interest(fd, Interest::READABLE)?;
-        Ok(Self(watched))
+        Ok(Self {
+            watched: Some(watched),
+        })
     }
 
     async fn next(&self) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
+        let Some(watched) = &self.watched else {
+            return Ok(());
+        };
+        let mut ready = watched.readable().await?;
         let mut buffer = [0; 4096];
         // What changed is of no interest, only that something did.
-        while rustix::io::read(self.0.get_ref(), &mut buffer).is_ok_and(|length| length > 0) {}
+        while rustix::io::read(watched.get_ref(), &mut buffer).is_ok_and(|length| length > 0) {}
         ready.clear_ready();
         Ok(())
     }
