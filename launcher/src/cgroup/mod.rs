@@ -195,7 +195,7 @@ impl Hierarchy {
     /// # Errors
     /// If one is not.
     pub fn remove(&self) -> io::Result<()> {
-        self.bases().into_iter().try_for_each(remove_directory)?;
+        remove_directories(self.bases().into_iter())?;
         match self {
             Self::V2 { base } => base.parent().map_or(Ok(()), remove_leaves),
             Self::V1 { .. } => Ok(()),
@@ -405,10 +405,12 @@ impl Group {
     /// If it is not.
     pub fn remove(self) -> io::Result<()> {
         let name = self.name.clone();
-        self.hierarchy
-            .bases()
-            .into_iter()
-            .try_for_each(|base| remove_directory(&base.join(&name)))
+        remove_directories(
+            self.hierarchy
+                .bases()
+                .into_iter()
+                .map(|base| base.join(&name)),
+        )
     }
 
     fn write_limits(&self, limits: Limits) -> io::Result<()> {
@@ -608,6 +610,13 @@ fn make_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+/// Removes all that can be removed; says what was in the way first.
+fn remove_directories(paths: impl Iterator<Item = impl AsRef<Path>>) -> io::Result<()> {
+    paths
+        .map(|path| remove_directory(path.as_ref()))
+        .fold(Ok(()), io::Result::and)
 }
 
 fn remove_directory(path: &Path) -> io::Result<()> {

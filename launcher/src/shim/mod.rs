@@ -40,6 +40,10 @@ const OUTBOX_BYTES: usize = 16 << 20;
 /// With fences set, time is looked at this often: epoll's clock stops in suspension, ours does not.
 const FENCE_CHECK: Duration = Duration::from_secs(1);
 
+/// A shim that leaves tries so often to take its control groups along.
+const LEAVE_TRIES: u32 = 20;
+const LEAVE_PAUSE: Duration = Duration::from_millis(10);
+
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
 const CONNECTION: u64 = 2;
@@ -202,9 +206,17 @@ impl Shim {
         for group in self.pool.drain(..) {
             let _ = group.remove();
         }
-        if let Some(hierarchy) = &self.settings.hierarchy {
-            // The next shim makes it anew.
-            let _ = hierarchy.remove();
+        let Some(hierarchy) = &self.settings.hierarchy else {
+            return;
+        };
+        // The kernel may hold a group for a moment after its last process. The next shim makes them
+        // anew.
+        for _ in 0..LEAVE_TRIES {
+            let _ = hierarchy.clear();
+            if hierarchy.remove().is_ok() {
+                return;
+            }
+            std::thread::sleep(LEAVE_PAUSE);
         }
     }
 
