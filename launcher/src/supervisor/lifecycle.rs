@@ -491,12 +491,15 @@ impl Supervisor {
         }
         // An attempt is never sent again; should it be, it must not run again.
         let (owner, instance, attempt) = (id.owner, id.instance, id.attempt);
-        self.tombstones.insert(Tombstone {
+        let tombstone = Tombstone {
             owner,
             instance,
             attempt,
             at: now,
-        });
+        };
+        // Nor after a restart of this process.
+        effects.push(Effect::Keep(Durable::Tombstone(tombstone)));
+        self.tombstones.insert(tombstone);
         if let Some(durable) = self.forget(id) {
             effects.push(Effect::Keep(Durable::Acknowledged(durable)));
         }
