@@ -56,7 +56,7 @@ pub(super) struct Quantities {
     pub(super) cpu_millis: u32,
     pub(super) memory_mib: u32,
     pub(super) disk_mib: u32,
-    /// See [`gpu::rank_of_free`].
+    /// See [`gpu::Devices::rank`].
     pub(super) gpu_rank: u32,
 }
 
