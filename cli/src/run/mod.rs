@@ -326,8 +326,8 @@ async fn hint_waiting(client: &mut Client, id: Uuid, hinted: &mut Option<String>
     }
 }
 
-/// Brings files to an instance, to each of its attempts: one that a node has refused, or lost, begins
-/// again without them. Returns when it has ended; with `once`, when it runs.
+/// Brings files to an instance, to each of its attempts once: one that a node has refused, or lost,
+/// begins again without them, and what an attempt has it may have changed. Returns when it has ended; with `once`, when it runs.
 pub(crate) async fn feed(
     client: &mut Client,
     id: Uuid,
@@ -336,15 +336,16 @@ pub(crate) async fn feed(
 ) -> Result<(), Failure> {
     let to = path(&["instances", &id.to_string()]);
     let mut pause = LOOK_INTERVAL;
-    let mut failing = None;
+    let (mut failing, mut served) = (None, None);
     while !inputs.is_empty() {
-        let state = client.get::<api::InstanceDetail>(&to).await?.instance.state;
+        let instance = client.get::<api::InstanceDetail>(&to).await?.instance;
+        let state = instance.state;
         if state.is_end() || (once && state == api::InstanceState::Running) {
             break;
         }
-        if state != api::InstanceState::Running {
+        if state != api::InstanceState::Running && served != Some(instance.attempt) {
             match bring_all(client, id, inputs).await {
-                Ok(()) => failing = None,
+                Ok(attempt) => (failing, served) = (None, attempt),
                 // It waits for a place still.
                 Err(failure)
                     if failure.exit == Exit::Conflict && state != api::InstanceState::Starting => {}
@@ -364,15 +365,23 @@ pub(crate) async fn feed(
     Ok(())
 }
 
-async fn bring_all(client: &mut Client, id: Uuid, inputs: &[files::Input]) -> Result<(), Failure> {
+/// Brings all of them; says which attempt has them, if one has them all.
+async fn bring_all(
+    client: &mut Client,
+    id: Uuid,
+    inputs: &[files::Input],
+) -> Result<Option<u32>, Failure> {
+    let mut attempts = std::collections::BTreeSet::new();
     for input in inputs {
         let target = Remote {
             instance: id.to_string(),
             path: input.name.clone(),
         };
-        files::bring(client, &input.path, &target, true).await?;
+        let end = files::bring(client, &input.path, &target, true).await?;
+        attempts.insert(end.attempt);
     }
-    Ok(())
+    let first = attempts.first().copied().flatten();
+    Ok(first.filter(|_| attempts.len() == 1))
 }
 
 fn is_of_an_attempt(failure: &Failure) -> bool {

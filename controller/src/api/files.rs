@@ -27,13 +27,15 @@ const PLACE_WAIT: Duration = Duration::from_secs(10);
 /// A file's default permission bits, 0644.
 const DEFAULT_MODE: u32 = 0o644;
 
-/// The node of an instance; waits a while for one that is being placed.
-async fn node_of(
-    app: &App,
-    actor: &Actor,
-    target: Target,
-    text: &str,
-) -> Result<(InstanceId, Arc<str>), Refused> {
+/// Where an instance is, or was.
+struct Place {
+    id: InstanceId,
+    node: Arc<str>,
+    attempt: u32,
+}
+
+/// The place of an instance; waits a while for one that is being placed.
+async fn place_of(app: &App, actor: &Actor, target: Target, text: &str) -> Result<Place, Refused> {
     let id = target.id();
     let nowhere = || {
         Refused::new(
@@ -41,13 +43,12 @@ async fn node_of(
             format!("instance {text} is on no node"),
         )
     };
+    let place = |node: Option<Arc<str>>, attempt| {
+        let node = node.ok_or_else(nowhere)?;
+        Ok(Place { id, node, attempt })
+    };
     if let Target::Ended(ended) = target {
-        return ended
-            .end
-            .node
-            .clone()
-            .map(|node| (id, node))
-            .ok_or_else(nowhere);
+        return place(ended.end.node, ended.end.attempt);
     }
     let mut changes = app.hub.follow(id);
     let placed = async {
@@ -55,14 +56,14 @@ async fn node_of(
             changes.mark_unchanged();
             match app.ask(actor, Call::Locate(id)).await? {
                 Reply::Located(located) => {
-                    if let Some(node) = located.node {
-                        return Ok((id, node));
+                    if located.node.is_some() {
+                        return place(located.node, located.attempt);
                     }
                 }
                 _ => {
                     let ended = app.read(move |reader| reader.ended_by_id(id)).await?;
-                    let node = ended.and_then(|ended| ended.end.node);
-                    return node.map(|node| (id, node)).ok_or_else(nowhere);
+                    let end = ended.ok_or_else(nowhere)?.end;
+                    return place(end.node, end.attempt);
                 }
             }
             changes.changed().await.map_err(|_| nowhere())?;
@@ -81,6 +82,18 @@ pub(super) async fn open(
     tenant: Option<&str>,
     request: StreamRequest,
 ) -> Result<Stream, Refused> {
+    let opened = open_to_attempt(app, actor, text, tenant, request).await?;
+    Ok(opened.0)
+}
+
+/// The same, and which attempt it goes to.
+async fn open_to_attempt(
+    app: &App,
+    actor: &Actor,
+    text: &str,
+    tenant: Option<&str>,
+    request: StreamRequest,
+) -> Result<(Stream, u32), Refused> {
     let checked = StreamOpen {
         owner: OwnerId::default(),
         instance: InstanceId::default(),
@@ -89,7 +102,7 @@ pub(super) async fn open(
     };
     checked.check().map_err(invalid)?;
     let target = app.find(actor, text, tenant).await?;
-    let (id, node) = node_of(app, actor, target, text).await?;
+    let Place { id, node, attempt } = place_of(app, actor, target, text).await?;
     if let Some((kind, message)) = entry(&checked.request) {
         // On record before it happens.
         app.ask(actor, Call::Enter { id, kind, message }).await?;
@@ -97,6 +110,7 @@ pub(super) async fn open(
     app.streams
         .open(&node, id, checked.request)
         .await
+        .map(|stream| (stream, attempt))
         .map_err(|end| failed(&end))
 }
 
@@ -201,6 +215,7 @@ fn file_end(bytes: u64, end: &StreamEnd) -> FileEnd {
             StreamEnd::Complete { sha256, .. } => hex(sha256),
             StreamEnd::Failed { .. } => String::new(),
         },
+        attempt: None,
         problem: problem(end),
     }
 }
@@ -254,14 +269,18 @@ pub(crate) async fn put_file(
         bytes,
         input: query.input.unwrap_or(false),
     };
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), copy).await?;
+    let tenant = query.tenant.as_deref();
+    let (mut stream, attempt) = open_to_attempt(&app, &actor, &text, tenant, copy).await?;
     let sent = send_body(&mut stream, Channel::File, body).await?;
     stream.finish().map_err(|end| failed(&end))?;
     let end = stream.end().await;
     if let StreamEnd::Failed { .. } = end {
         return Err(failed(&end));
     }
-    let written = file_end(sent, &end);
+    let written = FileEnd {
+        attempt: Some(attempt),
+        ..file_end(sent, &end)
+    };
     if let Some(expected) = expected
         && !written.sha256.is_empty()
         && expected != written.sha256

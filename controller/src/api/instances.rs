@@ -505,6 +505,10 @@ pub(crate) async fn remove(
     Ok(json(StatusCode::ACCEPTED, &shown))
 }
 
+fn is_under_way(reply: &Reply) -> bool {
+    matches!(reply, Reply::Submission(found) if found.ended < found.count)
+}
+
 /// The progress of a submission, by its request id.
 #[utoipa::path(get, path = "/v1/submissions/{request_id}", tag = "instances",
     params(("request_id" = Uuid, Path), SubmissionQuery),
@@ -516,20 +520,21 @@ pub(crate) async fn submission(
     Query(query): Query<SubmissionQuery>,
 ) -> Result<Response, Refused> {
     let wait_ms = query.wait_ms.unwrap_or(0).min(SUBMISSION_WAIT_MS);
-    if wait_ms > 0 {
+    let mut living = app.ask(&actor, Call::Submission(request)).await?;
+    if wait_ms > 0 && is_under_way(&living) {
         let mut ended = app.hub.follow_submission(request);
         ended.mark_unchanged();
-        let found = app.ask(&actor, Call::Submission(request)).await;
-        if let Ok(Reply::Submission(found)) = &found
-            && found.ended < found.count
-        {
+        // It may have ended before anybody listened.
+        living = app.ask(&actor, Call::Submission(request)).await?;
+        if is_under_way(&living) {
             let limit = Duration::from_millis(wait_ms);
             let _ended_or_not = tokio::time::timeout(limit, ended.changed()).await;
+            living = app.ask(&actor, Call::Submission(request)).await?;
         }
         drop(ended);
         app.hub.unfollow_submission(request);
     }
-    if let Reply::Submission(found) = app.ask(&actor, Call::Submission(request)).await? {
+    if let Reply::Submission(found) = living {
         return Ok(ok(&found));
     }
     let scope = actor.scope().map(ToString::to_string);

@@ -123,6 +123,7 @@ async fn commands_input_and_files() {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let written: FileEnd = serde_json::from_slice(&body).unwrap();
     assert_eq!((written.bytes, &written.sha256), (700_000, &hash));
+    assert_eq!(written.attempt, Some(1), "which attempt has it");
     let wrong = [("x-pronto-sha256", "00")];
     let response = client.stream("PUT", &path, "other", &wrong).await;
     assert_eq!(response.status(), 409);

@@ -1,7 +1,8 @@
 //! Many files at once: each gets its input ahead of its start and its result after its end, however
 //! the sessions that carry them overtake each other, and whatever room there is.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, signal, wait_until};
+use std::time::Duration;
 
 const FILES: usize = 150;
 const ROUNDS: usize = 2;
@@ -44,4 +45,36 @@ fn serve(cluster: &Cluster, inputs: &std::path::Path, names: &[String], round: &
         let made = std::fs::read_to_string(&result).expect("a result");
         assert_eq!(made, name.replace('t', "T"));
     }
+}
+
+/// However long an attempt takes to start, it gets each input once: brought again, a file would undo
+/// what the attempt did to it.
+#[test]
+fn an_attempt_that_is_slow_to_start_gets_its_input_once() {
+    let cluster = Cluster::start("slow-start", 1);
+    // It starts the processes of its launcher, and answers for each.
+    let shim = std::fs::read_to_string(cluster.data_dir().join("data/launcher-1/shim.pid"));
+    let shim = shim.expect("a shim");
+    let shim: i32 = shim
+        .split_whitespace()
+        .next()
+        .and_then(|pid| pid.parse().ok())
+        .expect("a pid");
+    let input = cluster.scratch("input.txt");
+    std::fs::write(&input, "once").expect("a file");
+    signal(shim, "STOP");
+    let mut run = cluster
+        .command(["run", "--input", &input.display().to_string()])
+        .args(["--", "grep", "-q", "once", "input.txt"])
+        .spawn()
+        .expect("pronto starts");
+    let written = || {
+        let events = cluster.json(&["list", "events", "--kind", "file_written"]);
+        events["events"].as_array().expect("a list").len()
+    };
+    wait_until("its input", || written() > 0);
+    std::thread::sleep(Duration::from_secs(2));
+    signal(shim, "CONT");
+    assert!(run.wait().expect("a child").success());
+    assert_eq!(written(), 1);
 }

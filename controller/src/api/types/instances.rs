@@ -418,6 +418,9 @@ pub struct FileEnd {
     pub bytes: u64,
     /// In hex.
     pub sha256: String,
+    /// Of an answer to a PUT: which attempt of the instance has the file. Another begins without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
