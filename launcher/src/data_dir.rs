@@ -98,5 +98,9 @@ pub fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(bytes)?;
-    file.set_len(bytes.len() as u64)
+    let length = bytes.len() as u64;
+    if file.metadata()?.len() == length {
+        return Ok(());
+    }
+    file.set_len(length)
 }

@@ -6,17 +6,21 @@
 //!
 //! It leaves names to `data_dir` and everything about processes to the runtimes.
 
-use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, parse_key};
+use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, WORK_DIRECTORY, parse_key};
+use crate::shim::message::EXIT_FILE;
 use crate::supervisor::record::JOB_FORMAT;
 use crate::supervisor::tombstones::{TOMBSTONES, Tombstone};
 use crate::supervisor::{Job, NodeRecord, Restored};
 use anyhow::{Context, bail};
 use pronto_payloads::ids::{InstanceId, NodeUuid, OwnerId, SessionEpoch};
 use pronto_payloads::place::AttemptId;
+use pronto_payloads::start::Task;
+use rustix::fs::{Mode, OFlags, RawDir};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +32,8 @@ const NODE_FORMAT: u32 = 1;
 const TOMBSTONE_LINES: usize = 2 * TOMBSTONES;
 /// Directories kept for the next attempts: more than end at once on most nodes.
 const SPARES: usize = 64;
+/// Names of a directory that are read at once.
+const NAMES_BYTES: usize = 2048;
 
 /// What is in `node.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -162,8 +168,9 @@ pub struct AttemptStore {
     retention: Duration,
     /// Attempts that are acknowledged and age, by instance.
     kept: BTreeMap<(OwnerId, InstanceId), Vec<Kept>>,
-    /// Directories with nothing in them but a record and an exit that are over: short tasks would
-    /// otherwise spend more on making and removing them than on their process.
+    /// Directories with nothing in them but a record and an exit that are over, and an empty working
+    /// directory: short tasks would otherwise spend more on making and removing them than on their
+    /// process.
     spares: Vec<PathBuf>,
     next_spare: u64,
     /// Empties directories off this thread: a workload may have left a million files.
@@ -226,10 +233,8 @@ impl AttemptStore {
     /// If it can't be written: the attempt must not start then.
     pub fn accept(&mut self, job: &Job) -> io::Result<()> {
         let path = self.directory.attempt(&job.id);
-        let reused = self
-            .spares
-            .pop()
-            .is_some_and(|spare| fs::rename(spare, &path).is_ok());
+        let spare = is_process(job).then(|| self.spares.pop()).flatten();
+        let reused = spare.is_some_and(|spare| fs::rename(spare, &path).is_ok());
         if !reused {
             match fs::DirBuilder::new().mode(0o711).create(&path) {
                 // Only a repeated START or a crash in between can have left one.
@@ -240,11 +245,15 @@ impl AttemptStore {
         data_dir::overwrite(&path.join(RECORD_FILE), &serde_json::to_vec(job)?)
     }
 
-    /// Removes the working directory of an attempt that is empty, unless outputs are to be kept.
+    /// Removes the working directory of an attempt that is over, unless outputs are to be kept. An
+    /// empty one may yet serve the next attempt.
     pub fn emptied(&self, job: &Job) {
         if job.body.keep_outputs_ms == 0 {
             let path = self.directory.attempt(&job.id);
-            self.discard(&path.join(data_dir::WORK_DIRECTORY));
+            let work = path.join(WORK_DIRECTORY);
+            if !(is_process(job) && is_empty(&work)) {
+                self.discard(&work);
+            }
             if uses_tmp(job) {
                 self.discard(&path.join("tmp"));
             }
@@ -270,6 +279,9 @@ impl AttemptStore {
             }
             self.discard(&path);
             return true;
+        }
+        if job.body.keep_outputs_ms == 0 {
+            self.discard(&path.join(WORK_DIRECTORY));
         }
         if let Err(error) = fs::rename(path.join(RECORD_FILE), path.join(KEPT_FILE)) {
             tracing::warn!(%error, path = %path.display(), "a record can't be put aside");
@@ -342,7 +354,7 @@ impl AttemptStore {
 /// What an attempt that is over has in its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
-    /// Record and exit only.
+    /// Record, exit and an empty working directory at most.
     Nothing,
     /// Output, at least.
     Logs,
@@ -351,25 +363,56 @@ enum Left {
 }
 
 fn what_is_left(path: &Path) -> Left {
-    let Ok(entries) = fs::read_dir(path) else {
-        return Left::Rest;
-    };
     let mut left = Left::Nothing;
-    for entry in entries {
-        let Ok(entry) = entry else { return Left::Rest };
-        let name = entry.file_name();
-        if name.as_encoded_bytes().starts_with(b"log.") {
-            return Left::Logs;
+    let seen = each_name(path, |name| {
+        if name.starts_with(b"log.") {
+            left = Left::Logs;
+            return false;
         }
-        if name != RECORD_FILE && name != crate::shim::message::EXIT_FILE {
+        let is_ours = name == RECORD_FILE.as_bytes()
+            || name == EXIT_FILE.as_bytes()
+            || (name == WORK_DIRECTORY.as_bytes() && is_empty(&path.join(WORK_DIRECTORY)));
+        if !is_ours {
             left = Left::Rest;
         }
+        true
+    });
+    if seen.is_ok() { left } else { Left::Rest }
+}
+
+/// Whether it is a directory with nothing in it.
+fn is_empty(path: &Path) -> bool {
+    let mut empty = true;
+    let seen = each_name(path, |_| {
+        empty = false;
+        false
+    });
+    empty && seen.is_ok()
+}
+
+/// Names in a directory while they are wanted. It is read into the stack: an attempt's takes one
+/// call, and the standard library's 32 KiB from the heap cost more than that.
+fn each_name(path: &Path, mut wants_more: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); NAMES_BYTES];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." && !wants_more(name) {
+            break;
+        }
     }
-    left
+    Ok(())
+}
+
+fn is_process(job: &Job) -> bool {
+    matches!(job.body.task, Task::Exec(_))
 }
 
 fn uses_tmp(job: &Job) -> bool {
-    matches!(&job.body.task, pronto_payloads::start::Task::Exec(task) if task.private_tmp)
+    matches!(&job.body.task, Task::Exec(task) if task.private_tmp)
 }
 
 /// For ages on disk, which outlive boots.
@@ -531,7 +574,7 @@ mod tests {
 
     fn job(instance: u8) -> Arc<Job> {
         use pronto_payloads::ids::{BootId, ControllerEpoch};
-        use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody, Task};
+        use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody};
         Arc::new(Job {
             format: JOB_FORMAT,
             id: AttemptId {
@@ -577,6 +620,8 @@ mod tests {
         let (first, second, third) = (job(1), job(2), job(3));
         store.accept(&first).unwrap();
         fs::write(data_dir.attempt(&first.id).join("exit.json"), "{}").unwrap();
+        fs::create_dir(data_dir.work(&first.id)).unwrap();
+        store.emptied(&first);
         assert!(store.acknowledged(&first), "it left nothing");
         assert!(!data_dir.attempt(&first.id).exists());
         store.accept(&second).unwrap();
@@ -584,6 +629,7 @@ mod tests {
             data_dir.attempt(&second.id).join("exit.json").exists(),
             "the directory is reused"
         );
+        assert!(data_dir.work(&second.id).exists(), "and its work directory");
         assert_eq!(read_jobs(&data_dir).unwrap(), std::slice::from_ref(&second));
         // A crash between taking a directory and writing its record.
         fs::rename(data_dir.attempt(&second.id), data_dir.attempt(&third.id)).unwrap();
@@ -592,6 +638,10 @@ mod tests {
         store.accept(&second).unwrap();
         fs::write(data_dir.attempt(&second.id).join("log.000000"), "").unwrap();
         assert!(!store.acknowledged(&second));
+        assert!(
+            !data_dir.work(&second.id).exists(),
+            "nothing was kept in it"
+        );
         drop(store);
         let mut store = open();
         let kept = |store: &AttemptStore| store.kept_job(second.id.owner, second.id.instance);

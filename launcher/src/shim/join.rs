@@ -8,7 +8,7 @@
 //! input closes: it never takes a part of its input for the whole.
 
 use super::spawn;
-use super::sys::{self, Child, Stack, User};
+use super::sys::{self, Child, Nursery, User};
 use crate::cgroup::{self, Hierarchy};
 use pronto_payloads::instance::{End, EndCause};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -81,6 +81,7 @@ struct Keeper {
 fn start(join: &Join) -> Result<Keeper, End> {
     let failed = |error: io::Error| spawn::node_failed(format!("can't start a process: {error}"));
     let leash = sys::take_stdin().map_err(failed)?;
+    let mut nursery = Nursery::new().map_err(failed)?;
     // Blocked, so that a command that reads no more is an error of a write and not our end.
     let signals = sys::signal_file(&[libc::SIGCHLD, libc::SIGPIPE]).map_err(failed)?;
     let groups = match &join.hierarchy {
@@ -94,9 +95,7 @@ fn start(join: &Join) -> Result<Keeper, End> {
         candidates: &candidates,
         arguments: &spawn::c_strings(&join.command)?,
         environment: &spawn::c_strings(&join.environment)?,
-        stdin: read.as_fd(),
-        stdout: outputs.stdout.as_fd(),
-        stderr: outputs.stderr.as_fd(),
+        standard: [read.as_fd(), outputs.stdout.as_fd(), outputs.stderr.as_fd()],
         groups: groups.iter().map(AsFd::as_fd).collect(),
         workdir: &spawn::c_path(&join.workdir)?,
         private_tmp: None,
@@ -106,7 +105,7 @@ fn start(join: &Join) -> Result<Keeper, End> {
         data_limit_bytes: None,
         oom_score: None,
     };
-    let pid = sys::spawn(&child, &mut Stack::new())
+    let pid = sys::spawn(&child, &mut nursery)
         .map_err(|error| spawn::explain(&join.command, &join.workdir, &error))?;
     // They end when the command does.
     outputs.give_up().map_err(failed)?;

@@ -2,7 +2,7 @@
 //! the last steps means to its user.
 
 use super::message::{STDIN_PIPE, Spawn};
-use super::sys::{self, Child, SpawnError, Stack, Stage};
+use super::sys::{self, Child, Nursery, SpawnError, Stage};
 use super::workload::Workload;
 use crate::cgroup::Group;
 use crate::moment::Moment;
@@ -22,7 +22,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 #[derive(Debug)]
 pub(super) struct Spawner {
     null: OwnedFd,
-    stack: Stack,
+    nursery: Nursery,
     /// We are spared by the kernel's out-of-memory killer; our children must not be.
     protected: bool,
 }
@@ -42,12 +42,9 @@ struct Stdin {
 
 impl Spawner {
     pub(super) fn new(protected: bool) -> io::Result<Self> {
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        // Below 3 it could be closed by the child's own descriptors taking its place.
-        let null = rustix::io::fcntl_dupfd_cloexec(&null, 3)?;
         Ok(Self {
-            null,
-            stack: Stack::new(),
+            nursery: Nursery::new()?,
+            null: sys::null()?,
             protected,
         })
     }
@@ -90,11 +87,13 @@ impl Spawner {
             candidates: &candidates,
             arguments: &arguments,
             environment: &environment,
-            stdin: stdin
-                .as_ref()
-                .map_or(self.null.as_fd(), |stdin| stdin.read.as_fd()),
-            stdout: out_write.as_fd(),
-            stderr: err_write.as_fd(),
+            standard: [
+                stdin
+                    .as_ref()
+                    .map_or(self.null.as_fd(), |stdin| stdin.read.as_fd()),
+                out_write.as_fd(),
+                err_write.as_fd(),
+            ],
             groups: group.iter().flat_map(|group| group.join_fds()).collect(),
             workdir: &workdir,
             private_tmp: tmp.as_deref(),
@@ -109,7 +108,7 @@ impl Spawner {
             ),
             oom_score: self.protected.then_some(c"/proc/self/oom_score_adj"),
         };
-        match sys::spawn(&child, &mut self.stack) {
+        match sys::spawn(&child, &mut self.nursery) {
             Ok(pid) => {
                 let holder = stdin.map(|stdin| stdin.holder);
                 Ok((pid, Moment::now(), [Some(out_read), Some(err_read)], holder))

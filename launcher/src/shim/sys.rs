@@ -7,6 +7,8 @@
 )]
 
 use crate::moment::Moment;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::DupFlags;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -33,9 +35,8 @@ pub(crate) struct Child<'a> {
     pub(crate) candidates: &'a [CString],
     pub(crate) arguments: &'a [CString],
     pub(crate) environment: &'a [CString],
-    pub(crate) stdin: BorrowedFd<'a>,
-    pub(crate) stdout: BorrowedFd<'a>,
-    pub(crate) stderr: BorrowedFd<'a>,
+    /// Standard input, output and error. None of them is 0 to 2.
+    pub(crate) standard: [BorrowedFd<'a>; 3],
     /// Control groups to join.
     pub(crate) groups: Vec<BorrowedFd<'a>>,
     pub(crate) workdir: &'a CStr,
@@ -75,24 +76,48 @@ pub(crate) struct SpawnError {
 /// What parent and child share while the parent waits for the child to execute.
 struct Shared<'a> {
     child: &'a Child<'a>,
+    places: [RawFd; 3],
     arguments: Vec<*const c_char>,
     environment: Vec<*const c_char>,
     stage: Stage,
     errno: c_int,
 }
 
-/// A stack for children, reused: one child at a time uses it.
+/// What children use one at a time, until they execute.
 #[derive(Debug)]
-pub(crate) struct Stack(Vec<u128>);
+pub(crate) struct Nursery {
+    stack: Vec<u128>,
+    /// Low descriptors through which a child takes its standard ones along: it shares our table at
+    /// first, and leaves with one that ends behind these. A copy of all that are open, to be closed
+    /// one by one, would cost more than the fork.
+    places: [OwnedFd; 3],
+    /// What is in them between two children: `/dev/null`.
+    null: OwnedFd,
+}
 
-impl Stack {
-    pub(crate) fn new() -> Self {
-        Self(vec![0; STACK_BYTES / size_of::<u128>()])
+impl Nursery {
+    /// To be made before many descriptors are open.
+    pub(crate) fn new() -> io::Result<Self> {
+        let null = null()?;
+        let place = || rustix::io::fcntl_dupfd_cloexec(&null, 3);
+        Ok(Self {
+            stack: vec![0; STACK_BYTES / size_of::<u128>()],
+            places: [place()?, place()?, place()?],
+            null,
+        })
+    }
+
+    /// Lets go of what the last child took along: a pipe ends only when no writer is left.
+    fn empty(&mut self) {
+        for place in &mut self.places {
+            // It fails for no descriptor that is open, as both are.
+            let _ = rustix::io::dup3(&self.null, place, DupFlags::CLOEXEC);
+        }
     }
 }
 
 /// Starts a child and returns once it executes its program, or why it does not.
-pub(crate) fn spawn(child: &Child<'_>, stack: &mut Stack) -> Result<i32, SpawnError> {
+pub(crate) fn spawn(child: &Child<'_>, nursery: &mut Nursery) -> Result<i32, SpawnError> {
     let pointers = |strings: &[CString]| {
         strings
             .iter()
@@ -102,14 +127,15 @@ pub(crate) fn spawn(child: &Child<'_>, stack: &mut Stack) -> Result<i32, SpawnEr
     };
     let mut shared = Shared {
         child,
+        places: nursery.places.each_ref().map(AsRawFd::as_raw_fd),
         arguments: pointers(child.arguments),
         environment: pointers(child.environment),
         stage: Stage::Fork,
         errno: 0,
     };
     let argument = (&raw mut shared).cast::<c_void>();
-    let top = stack.0.as_mut_ptr_range().end.cast::<c_void>();
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let top = nursery.stack.as_mut_ptr_range().end.cast::<c_void>();
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
     // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the child's use of it,
     // since CLONE_VFORK suspends this only thread until the child has executed or exited. `shared`
     // lives as long. The child writes to nothing but `shared` and its stack, allocates nothing and
@@ -121,6 +147,7 @@ pub(crate) fn spawn(child: &Child<'_>, stack: &mut Stack) -> Result<i32, SpawnEr
             error: io::Error::last_os_error(),
         });
     }
+    nursery.empty();
     // SAFETY: the child wrote here; a plain read could be folded with the initial value.
     let (stage, errno) = unsafe {
         (
@@ -161,8 +188,8 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
     let child = shared.child;
     // SAFETY: all of these are system calls, or libc's thin wrappers of them, on descriptors and
     // NUL-terminated strings that the suspended parent keeps alive. Signal dispositions, working
-    // directory, descriptors and credentials are the child's own: CLONE_SIGHAND, CLONE_FS and
-    // CLONE_FILES are not set. Credentials are set by raw calls, because libc's wrappers would
+    // directory and credentials are the child's own: CLONE_SIGHAND and CLONE_FS are not set. So are
+    // descriptors, from `leave_table` on; before it only the places change. Credentials are set by raw calls, because libc's wrappers would
     // signal the other threads of a process that has none.
     unsafe {
         for group in &child.groups {
@@ -186,14 +213,16 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
             }
         }
         shared.stage = Stage::Descriptors;
-        for (number, file) in [child.stdin, child.stdout, child.stderr].iter().enumerate() {
-            // Sources are never 0 to 2: the shim keeps those occupied.
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_possible_wrap,
-                reason = "0 to 2"
-            )]
-            if libc::dup2(file.as_raw_fd(), number as c_int) < 0 {
+        for (source, place) in child.standard.iter().zip(shared.places) {
+            if libc::dup3(source.as_raw_fd(), place, libc::O_CLOEXEC) < 0 {
+                return;
+            }
+        }
+        if !leave_table(shared.places) {
+            return;
+        }
+        for (place, number) in shared.places.into_iter().zip(0..) {
+            if libc::dup2(place, number) < 0 {
                 return;
             }
         }
@@ -263,6 +292,25 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
             }
         }
         *libc::__errno_location() = if denied { libc::EACCES } else { libc::ENOENT };
+    }
+}
+
+/// Gives the child a table of descriptors of its own that ends behind these.
+///
+/// # Safety
+/// To be called in a child that shares a table whose owner is suspended.
+unsafe fn leave_table(places: [RawFd; 3]) -> bool {
+    let last = places.into_iter().max().unwrap_or(0);
+    // SAFETY: system calls that change the child's table alone.
+    unsafe {
+        // Kernels before 5.9 don't have the first.
+        libc::syscall(
+            libc::SYS_close_range,
+            last + 1,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_UNSHARE,
+        ) == 0
+            || libc::unshare(libc::CLONE_FILES) == 0
     }
 }
 
@@ -366,6 +414,12 @@ pub(crate) fn close_from(first: RawFd) {
     unsafe {
         libc::syscall(libc::SYS_close_range, first, u32::MAX, 0);
     }
+}
+
+/// `/dev/null`, above the standard descriptors: below, a child's own would take its place.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(&null, 3)?)
 }
 
 /// Takes standard input as an owned descriptor and puts `/dev/null` in its place.

@@ -2,7 +2,7 @@
 
 use super::environment::{own_user, user, variables};
 use super::link::{Greeted, Outbox, ShimPlace};
-use super::{Events, ExecSettings};
+use super::{Events, ExecSettings, workdir};
 use crate::cgroup::Limits;
 use crate::data_dir::key;
 use crate::moment::Moment;
@@ -15,7 +15,6 @@ use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -111,7 +110,7 @@ impl Attempts {
         }
         let (user, workdir) = self.identity(job)?;
         if task.workdir.is_none() {
-            make_workdir(&workdir, user.as_ref()).map_err(|error| End {
+            workdir::make(&workdir, user.as_ref()).map_err(|error| End {
                 cause: EndCause::Rejected,
                 message: format!("its working directory can't be made: {error}"),
             })?;
@@ -333,17 +332,6 @@ impl Attempts {
                 end,
             });
         }
-    }
-}
-
-fn make_workdir(path: &Path, user: Option<&User>) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    match user {
-        Some(user) => std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)),
-        None => Ok(()),
     }
 }
 

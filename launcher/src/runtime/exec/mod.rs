@@ -14,6 +14,7 @@ mod feed;
 mod link;
 mod session;
 mod usage;
+mod workdir;
 
 pub use attempts::PIDS_LIMIT;
 pub use environment::{NodeVariables, own_user, user, variables};
