@@ -22,7 +22,10 @@ use uuid::Uuid;
 
 const TASKS: u32 = 200_000;
 const BATCH: u32 = 1_000;
-const PENDING: u32 = 100_000;
+/// Pending before memory is measured: with their rows SQLite's page cache, which is bounded, is full.
+const PENDING_BEFORE: u32 = 150_000;
+/// And those that are measured.
+const PENDING: u32 = 200_000;
 
 struct Bench {
     state: State,
@@ -182,6 +185,17 @@ impl Bench {
         });
     }
 
+    /// Admits so many that nobody starts.
+    fn queue(&mut self, count: u32, per_request: u32) {
+        for _ in 0..count / BATCH {
+            for _ in 0..BATCH / per_request {
+                self.submit(per_request);
+            }
+            self.turn();
+            self.turn();
+        }
+    }
+
     fn connect(&mut self) {
         self.incoming.push(Event::SessionUp(SessionUp {
             address: String::new(),
@@ -234,19 +248,12 @@ fn main() {
         share * 100.0
     );
 
-    for (name, per_request) in [("batches", PENDING), ("single", 1)] {
+    for (name, per_request) in [("batches", BATCH), ("single", 1)] {
         let dir = tempfile::tempdir().expect("a directory");
         let mut bench = Bench::new(dir.path());
+        bench.queue(PENDING_BEFORE, per_request);
         let before = resident_bytes();
-        let mut admitted = 0;
-        while admitted < PENDING {
-            for _ in 0..(1000 / per_request).max(1) {
-                bench.submit(per_request);
-                admitted += per_request;
-            }
-            bench.turn();
-            bench.turn();
-        }
+        bench.queue(PENDING, per_request);
         let bytes = resident_bytes().saturating_sub(before);
         println!(
             "bytes_per_pending_instance/{name} {}",

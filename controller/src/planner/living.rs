@@ -45,7 +45,6 @@ impl State {
             living,
             states,
             retries: 0,
-            waiters: Vec::new(),
             row,
         });
         if living == 0 {

@@ -432,7 +432,6 @@ impl State {
                 living: 0,
                 states,
                 retries: 0,
-                waiters: Vec::new(),
                 row: call.submission.clone(),
             })
         });

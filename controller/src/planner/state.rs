@@ -109,8 +109,6 @@ pub(crate) struct Submission {
     pub(crate) living: u32,
     pub(crate) states: [u32; STATES],
     pub(crate) retries: u32,
-    /// Who waits for the commit, and whether it repeated the request.
-    pub(crate) waiters: Vec<(Token, bool)>,
 }
 
 impl Submission {
@@ -143,6 +141,8 @@ pub struct State {
     pub(crate) next_template: u32,
     pub(crate) submissions: Vec<Option<Submission>>,
     pub(crate) free_submissions: Vec<u32>,
+    /// Who waits for a submission's commit, and whether it repeated the request.
+    pub(crate) admitting: FxHashMap<u32, Vec<(Token, bool)>>,
     pub(crate) by_request: HashMap<(u32, Uuid), u32>,
     pub(crate) by_first: BTreeMap<u64, u32>,
     /// Submissions without living instances, by the time at which they may be forgotten.
@@ -185,6 +185,7 @@ impl State {
             next_template: 1,
             submissions: Vec::new(),
             free_submissions: Vec::new(),
+            admitting: FxHashMap::default(),
             by_request: HashMap::new(),
             by_first: BTreeMap::new(),
             remembered: VecDeque::new(),

@@ -86,9 +86,9 @@ impl State {
             living: call.count,
             states: [0; STATES],
             retries: 0,
-            waiters: vec![(token, false)],
             row,
         });
+        self.admitting.insert(index, vec![(token, false)]);
         let first = self.submission(index).row.first_seq;
         for seq in first..first + u64::from(call.count) {
             self.put_instance(index, seq, Phase::Committing);
@@ -113,7 +113,7 @@ impl State {
             let reply = self.submitted(known, true);
             self.reply(token, Ok(reply));
         } else {
-            entry.waiters.push((token, true));
+            self.admitting.entry(known).or_default().push((token, true));
         }
         Ok(())
     }
@@ -248,10 +248,10 @@ impl State {
     /// The admission is durable, or the disk refused it.
     pub(crate) fn on_admitted(&mut self, index: u32, refused: bool, took_ns: u64) {
         let now_ns = self.now.mono_ns;
+        let waiters = self.admitting.remove(&index).unwrap_or_default();
         let entry = self.submission_mut(index);
         let first = entry.row.first_seq;
         let last = first + u64::from(entry.row.count);
-        let waiters = std::mem::take(&mut entry.waiters);
         if refused {
             for seq in first..last {
                 if let Some(slot) = self.slot(seq) {
