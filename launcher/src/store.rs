@@ -574,7 +574,7 @@ mod tests {
 
     fn job(instance: u8) -> Arc<Job> {
         use pronto_payloads::ids::{BootId, ControllerEpoch};
-        use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody};
+        use pronto_payloads::start::{ExecTask, StartBody};
         Arc::new(Job {
             format: JOB_FORMAT,
             id: AttemptId {
@@ -588,24 +588,15 @@ mod tests {
             received_at: crate::moment::Moment(1),
             boot_id: BootId::default(),
             body: StartBody {
-                tenant: "t".into(),
                 // A longer record than the next one, whose directory is reused.
                 name: "n".repeat(60 - usize::from(instance)),
-                workload: String::new(),
-                task: Task::Exec(ExecTask {
-                    command: vec!["true".into()],
-                    ..ExecTask::default()
-                }),
-                env: Vec::new(),
-                timeout_ms: None,
-                stop_grace_ms: 0,
-                on_disconnect: OnDisconnect::Keep,
-                privileged: false,
-                log_cap_bytes: None,
-                hard_cpu: false,
-                await_inputs: 0,
-                stdin: false,
-                keep_outputs_ms: 0,
+                ..StartBody::new(
+                    "t",
+                    Task::Exec(ExecTask {
+                        command: vec!["true".into()],
+                        ..ExecTask::default()
+                    }),
+                )
             },
         })
     }

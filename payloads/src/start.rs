@@ -41,6 +41,30 @@ pub struct StartBody {
     pub keep_outputs_ms: u64,
 }
 
+impl StartBody {
+    /// A task of this tenant that asks for nothing else: no grace, nothing kept, kept running when
+    /// the node is cut off.
+    #[must_use]
+    pub fn new(tenant: &str, task: Task) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            name: String::new(),
+            workload: String::new(),
+            task,
+            env: Vec::new(),
+            timeout_ms: None,
+            stop_grace_ms: 0,
+            on_disconnect: OnDisconnect::Keep,
+            privileged: false,
+            log_cap_bytes: None,
+            hard_cpu: false,
+            await_inputs: 0,
+            stdin: false,
+            keep_outputs_ms: 0,
+        }
+    }
+}
+
 /// What the node does when it is cut off from scheduler or controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -17,7 +17,7 @@ use pronto_payloads::ids::{
 };
 use pronto_payloads::node::{NodeFacts, Status};
 use pronto_payloads::place::{AttemptId, Explain, Explanation, StartPrefix, StartStamp};
-use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody, Task};
+use pronto_payloads::start::{ExecTask, StartBody, Task};
 use pronto_payloads::{SCHEMA, SCHEMA_MIN};
 use pronto_protocol::transport::{Backoff, Credentials, Wire, connect, read_frames};
 use pronto_protocol::{
@@ -531,23 +531,14 @@ fn start_payload(owner: OwnerId) -> Vec<u8> {
         avoid: Vec::new(),
     };
     let body = StartBody {
-        tenant: "default".to_owned(),
-        name: String::new(),
-        workload: String::new(),
-        task: Task::Exec(ExecTask {
-            command: vec!["true".to_owned()],
-            ..ExecTask::default()
-        }),
-        env: Vec::new(),
-        timeout_ms: None,
         stop_grace_ms: 10_000,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
+        ..StartBody::new(
+            "default",
+            Task::Exec(ExecTask {
+                command: vec!["true".to_owned()],
+                ..ExecTask::default()
+            }),
+        )
     };
     let mut payload = Vec::new();
     pronto_payloads::codec::encode_into(&prefix, &mut payload);

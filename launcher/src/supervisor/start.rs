@@ -293,22 +293,7 @@ fn decode_body(prefix: &StartPrefix, body: &[u8]) -> Result<StartBody, String> {
 
 /// Stands for a body that could not be read, in a record that never runs.
 fn unreadable_body() -> StartBody {
-    StartBody {
-        tenant: String::new(),
-        name: String::new(),
-        workload: String::new(),
-        task: Task::Sim(pronto_payloads::start::SimTask::default()),
-        env: Vec::new(),
-        timeout_ms: None,
-        stop_grace_ms: 0,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
-    }
+    StartBody::new("", Task::Sim(pronto_payloads::start::SimTask::default()))
 }
 
 /// Whether a runtime's attempts survive this process, so that they must be on disk.

@@ -12,7 +12,7 @@ use pronto_payloads::demand::{Demand, Runtime as Kind};
 use pronto_payloads::ids::{Attempt, BootId, ControllerEpoch, InstanceId, NodeUuid, OwnerId};
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::place::AttemptId;
-use pronto_payloads::start::{OnDisconnect, StartBody, Task};
+use pronto_payloads::start::{StartBody, Task};
 use pronto_payloads::stream::Channel;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -108,20 +108,9 @@ impl Node {
         change: impl FnOnce(&mut StartBody),
     ) -> Arc<Job> {
         let mut body = StartBody {
-            tenant: "tests".into(),
             name: "one".into(),
-            workload: String::new(),
-            task,
-            env: Vec::new(),
-            timeout_ms: None,
             stop_grace_ms: 1000,
-            on_disconnect: OnDisconnect::Keep,
-            privileged: false,
-            log_cap_bytes: None,
-            hard_cpu: false,
-            await_inputs: 0,
-            stdin: false,
-            keep_outputs_ms: 0,
+            ..StartBody::new("tests", task)
         };
         change(&mut body);
         let id = AttemptId {

@@ -14,7 +14,7 @@ use pronto_payloads::demand::Demand;
 use pronto_payloads::ids::{Attempt, BootId, ControllerEpoch, InstanceId, OwnerId};
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::place::AttemptId;
-use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody, Task};
+use pronto_payloads::start::{ExecTask, StartBody, Task};
 use pronto_payloads::stream::Channel;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -51,20 +51,9 @@ pub(crate) fn exec(script: &str) -> ExecTask {
 
 pub(crate) fn body(task: ExecTask) -> StartBody {
     StartBody {
-        tenant: "physics".into(),
         name: "job".into(),
-        workload: String::new(),
-        task: Task::Exec(task),
-        env: Vec::new(),
-        timeout_ms: None,
         stop_grace_ms: 5000,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
+        ..StartBody::new("physics", Task::Exec(task))
     }
 }
 

@@ -11,7 +11,7 @@ use pronto_payloads::ids::{
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase, Usage, digest_item};
 use pronto_payloads::node::{Lease, Status};
 use pronto_payloads::place::{AttemptId, StartPrefix, StartStamp};
-use pronto_payloads::start::{ExecTask, OnDisconnect, StartBody, Task};
+use pronto_payloads::start::{ExecTask, StartBody, Task};
 use pronto_payloads::{limits, place};
 use pronto_protocol::{Frame, Operand, Purpose, Role, may_send};
 use std::collections::BTreeSet;
@@ -216,23 +216,15 @@ fn the_worked_example_is_what_the_code_sends() {
         avoid: Vec::new(),
     };
     let body = StartBody {
-        tenant: "default".into(),
         name: "hi".into(),
-        workload: String::new(),
-        task: Task::Exec(ExecTask {
-            command: vec!["echo".into(), "hi".into()],
-            ..ExecTask::default()
-        }),
-        env: Vec::new(),
-        timeout_ms: None,
         stop_grace_ms: 10_000,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
+        ..StartBody::new(
+            "default",
+            Task::Exec(ExecTask {
+                command: vec!["echo".into(), "hi".into()],
+                ..ExecTask::default()
+            }),
+        )
     };
     let mut start = Vec::new();
     encode_into(&stamp, &mut start);

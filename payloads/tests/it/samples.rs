@@ -525,22 +525,7 @@ fn starting(out: &mut Vec<Sample>) {
         out,
         StartBody,
         "as little as possible",
-        StartBody {
-            tenant: "t".into(),
-            name: String::new(),
-            workload: String::new(),
-            task: Task::Sim(SimTask::default()),
-            env: Vec::new(),
-            timeout_ms: None,
-            stop_grace_ms: 0,
-            on_disconnect: OnDisconnect::Keep,
-            privileged: false,
-            log_cap_bytes: None,
-            hard_cpu: false,
-            await_inputs: 0,
-            stdin: false,
-            keep_outputs_ms: 0,
-        }
+        StartBody::new("t", Task::Sim(SimTask::default()))
     );
 }
 

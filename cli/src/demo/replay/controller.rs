@@ -11,7 +11,7 @@ use pronto_payloads::demand::Runtime;
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{Attempt, ControllerEpoch, InstanceId, Term};
 use pronto_payloads::place::{AttemptId, StartFailure, StartPrefix};
-use pronto_payloads::start::{OnDisconnect, SimTask, StartBody, Task};
+use pronto_payloads::start::{SimTask, StartBody, Task};
 use pronto_protocol::transport::{Credentials, TlsFiles, Wire, connect, read_frames};
 use pronto_protocol::{Frame, Hello, Operand, Purpose, Role};
 use pronto_scheduler::replay::{Rng, Trace, TraceTask};
@@ -197,24 +197,12 @@ impl Controller {
 
 /// What the launchers would run: nothing.
 fn body() -> Vec<u8> {
-    let body = StartBody {
-        tenant: "demo".to_owned(),
-        name: String::new(),
-        workload: String::new(),
-        task: Task::Sim(SimTask {
+    let body = StartBody::new(
+        "demo",
+        Task::Sim(SimTask {
             run_ms: 0,
             exit_code: 0,
         }),
-        env: Vec::new(),
-        timeout_ms: None,
-        stop_grace_ms: 0,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
-    };
+    );
     encode(&body).to_vec()
 }

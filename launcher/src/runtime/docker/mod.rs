@@ -385,7 +385,7 @@ mod tests {
     use pronto_payloads::demand::Demand;
     use pronto_payloads::ids::{Attempt as Number, BootId, ControllerEpoch, InstanceId, OwnerId};
     use pronto_payloads::instance::EndCause;
-    use pronto_payloads::start::{DockerTask, OnDisconnect, StartBody, Task};
+    use pronto_payloads::start::{DockerTask, StartBody, Task};
 
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_never_comes_is_not_waited_for() {
@@ -419,22 +419,7 @@ mod tests {
             gpus: Vec::new(),
             received_at: Moment(0),
             boot_id: BootId::default(),
-            body: StartBody {
-                tenant: "t".into(),
-                name: String::new(),
-                workload: String::new(),
-                task: Task::Docker(DockerTask::default()),
-                env: Vec::new(),
-                timeout_ms: None,
-                stop_grace_ms: 0,
-                on_disconnect: OnDisconnect::Keep,
-                privileged: false,
-                log_cap_bytes: None,
-                hard_cpu: false,
-                await_inputs: 0,
-                stdin: false,
-                keep_outputs_ms: 0,
-            },
+            body: StartBody::new("t", Task::Docker(DockerTask::default())),
         });
         assert_eq!(runtime.prepare(&job), Readiness::Later);
         let Some(Event::Failed { end, .. }) = inbox.recv().await else {

@@ -49,23 +49,15 @@ fn settings() -> Settings {
 
 fn body() -> StartBody {
     StartBody {
-        tenant: "t".into(),
         name: "job".into(),
-        workload: String::new(),
-        task: Task::Exec(ExecTask {
-            command: vec!["true".into()],
-            ..ExecTask::default()
-        }),
-        env: Vec::new(),
-        timeout_ms: None,
         stop_grace_ms: 1000,
-        on_disconnect: OnDisconnect::Keep,
-        privileged: false,
-        log_cap_bytes: None,
-        hard_cpu: false,
-        await_inputs: 0,
-        stdin: false,
-        keep_outputs_ms: 0,
+        ..StartBody::new(
+            "t",
+            Task::Exec(ExecTask {
+                command: vec!["true".into()],
+                ..ExecTask::default()
+            }),
+        )
     }
 }
 
