@@ -9,7 +9,7 @@
 //!
 //! Little-endian. A reader sees that something was dropped from the offset of the first segment,
 //! and how much. The last chunk may be cut by a crash; a reader stops before it. Invariant: a
-//! log's files never hold more than the cap and one chunk.
+//! log's files never hold more than the cap.
 
 use pronto_payloads::stream::Channel;
 use std::fs::{self, File, OpenOptions};
@@ -71,15 +71,20 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Appends one chunk; at most [`CHUNK_BYTES`].
+    /// Appends output, as one chunk if a segment has room for it.
     ///
     /// # Errors
     /// If it can't be written, as on a full disk.
     pub fn append(&mut self, channel: Channel, unix_ms: u64, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        if self.file.is_none() || self.written >= self.segment_bytes {
+        let most = usize::try_from(self.segment_bytes).unwrap_or(usize::MAX) - 2 * HEADER_BYTES;
+        bytes
+            .chunks(most.min(CHUNK_BYTES))
+            .try_for_each(|chunk| self.append_chunk(channel, unix_ms, chunk))
+    }
+
+    fn append_chunk(&mut self, channel: Channel, unix_ms: u64, bytes: &[u8]) -> io::Result<()> {
+        let total = HEADER_BYTES + bytes.len();
+        if self.file.is_none() || self.written + total as u64 > self.segment_bytes {
             self.rotate()?;
         }
         let mut header = [0; HEADER_BYTES];
@@ -88,7 +93,6 @@ impl LogWriter {
         header[4..8].copy_from_slice(&length.to_le_bytes());
         header[8..].copy_from_slice(&unix_ms.to_le_bytes());
         if let Some(file) = &mut self.file {
-            let total = HEADER_BYTES + bytes.len();
             let written = file.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)])?;
             if written < total {
                 // Rare: the disk filled up in between. Finish or fail as a whole.
@@ -379,16 +383,18 @@ mod tests {
         let mut writer = LogWriter::new(directory.path().to_owned(), CAP_MIN_BYTES);
         let mut early = LogReader::open(directory.path()).unwrap();
         let mut written = Vec::new();
-        for number in 0..1000_u32 {
-            let line = format!("{number:0300}\n");
-            writer.append(Channel::Stdout, 0, line.as_bytes()).unwrap();
-            written.extend_from_slice(line.as_bytes());
+        // From a line to more than a segment, in no order that would fill one evenly.
+        for number in 0..400_usize {
+            let length = 300 + number * 7919 % 30_000;
+            let text = format!("{number:0length$}\n");
+            writer.append(Channel::Stdout, 0, text.as_bytes()).unwrap();
+            written.extend_from_slice(text.as_bytes());
+            let size: u64 = fs::read_dir(directory.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().metadata().unwrap().len())
+                .sum();
+            assert!(size <= CAP_MIN_BYTES, "{size}");
         }
-        let size: u64 = fs::read_dir(directory.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .sum();
-        assert!(size <= CAP_MIN_BYTES + 1000, "{size}");
         for reader in [&mut early, &mut LogReader::open(directory.path()).unwrap()] {
             let (output, dropped) = all(reader);
             assert!(written.ends_with(&output));

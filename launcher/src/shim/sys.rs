@@ -189,8 +189,8 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
     // SAFETY: all of these are system calls, or libc's thin wrappers of them, on descriptors and
     // NUL-terminated strings that the suspended parent keeps alive. Signal dispositions, working
     // directory and credentials are the child's own: CLONE_SIGHAND and CLONE_FS are not set. So are
-    // descriptors, from `leave_table` on; before it only the places change. Credentials are set by raw calls, because libc's wrappers would
-    // signal the other threads of a process that has none.
+    // descriptors from `leave_table` on; before it only the places change. Credentials are set by
+    // raw calls, because libc's wrappers would signal the other threads of a process that has none.
     unsafe {
         for group in &child.groups {
             shared.stage = Stage::Group;
@@ -205,13 +205,6 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-        if let Some(path) = child.oom_score {
-            let file = libc::open(path.as_ptr(), libc::O_WRONLY);
-            if file >= 0 {
-                libc::write(file, c"0".as_ptr().cast(), 1);
-                libc::close(file);
-            }
-        }
         shared.stage = Stage::Descriptors;
         for (source, place) in child.standard.iter().zip(shared.places) {
             if libc::dup3(source.as_raw_fd(), place, libc::O_CLOEXEC) < 0 {
@@ -224,6 +217,13 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
         for (place, number) in shared.places.into_iter().zip(0..) {
             if libc::dup2(place, number) < 0 {
                 return;
+            }
+        }
+        if let Some(path) = child.oom_score {
+            let file = libc::open(path.as_ptr(), libc::O_WRONLY);
+            if file >= 0 {
+                libc::write(file, c"0".as_ptr().cast(), 1);
+                libc::close(file);
             }
         }
         shared.stage = Stage::Workdir;
