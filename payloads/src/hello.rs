@@ -24,7 +24,7 @@ impl Payload for OwnerSummary {
     }
 }
 
-/// A node's mode, persisted by its launcher and asserted again by the controller.
+/// A node's mode, persisted by its launcher and asserted again by the controller that has drained it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {

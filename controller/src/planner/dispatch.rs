@@ -24,7 +24,8 @@ pub(crate) enum Topic {
     Start(u64),
     Stop(u64),
     Delete(u64),
-    SetMode(u64),
+    Drain(u64),
+    Restore(u64),
     Inventory(u64),
     Explain(u64),
     Activate,
@@ -39,11 +40,12 @@ impl Topic {
             Self::Start(seq) => (1, seq),
             Self::Stop(seq) => (2, seq),
             Self::Delete(seq) => (3, seq),
-            Self::SetMode(node) => (4, node),
+            Self::Drain(node) => (4, node),
             Self::Inventory(node) => (5, node),
             Self::Explain(token) => (6, token),
             Self::Activate => (7, 0),
             Self::Nodes => (8, 0),
+            Self::Restore(node) => (9, node),
         };
         (kind << TOPIC_SHIFT) | (value & ((1 << TOPIC_SHIFT) - 1))
     }
@@ -54,11 +56,12 @@ impl Topic {
             1 => Some(Self::Start(value)),
             2 => Some(Self::Stop(value)),
             3 => Some(Self::Delete(value)),
-            4 => Some(Self::SetMode(value)),
+            4 => Some(Self::Drain(value)),
             5 => Some(Self::Inventory(value)),
             6 => Some(Self::Explain(value)),
             7 => Some(Self::Activate),
             8 => Some(Self::Nodes),
+            9 => Some(Self::Restore(value)),
             _ => None,
         }
     }

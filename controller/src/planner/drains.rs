@@ -1,7 +1,9 @@
 //! Maintenance: drains with their deadlines, restores, and nodes that are deleted.
 //!
-//! A drained node is told MAINTENANCE until it reports it, and again at each connect. What may be
-//! restarted is moved at once; the rest may go on until the deadline.
+//! A drained node is told MAINTENANCE until it reports it, and again at each connect; one that is
+//! restored is told READY until it has answered. Of the others' modes a controller says nothing: it
+//! may not be the only one that drains. What may be restarted is moved at once; the rest may go on
+//! until the deadline.
 
 use super::dispatch::Topic;
 use super::instance::Phase;
@@ -20,27 +22,30 @@ use std::sync::Arc;
 const MODE_REPEAT_NS: i64 = 2_000_000_000;
 
 impl State {
-    /// Tells a node the mode that it should be in, until it reports it.
+    /// Tells a node the mode that is wished of it, if there is a wish.
     pub(crate) fn assert_mode(&mut self, index: u32) {
         let now_ns = self.now.mono_ns;
         let up = self.link.up;
         let Some(node) = self.nodes.node_mut(index) else {
             return;
         };
-        let maintained = node.state == NodeState::Maintenance;
-        let wanted = node.row.mode == Mode::Maintenance;
+        let Some(mode) = node.row.wish else {
+            return;
+        };
+        let is_so = mode == Mode::Maintenance && node.state == NodeState::Maintenance;
         let recent = node
             .mode_sent_ns
             .is_some_and(|sent| now_ns - sent < MODE_REPEAT_NS);
-        if !node.connected || !up || maintained == wanted || recent {
+        if !node.connected || !up || is_so || recent {
             return;
         }
         node.mode_sent_ns = Some(now_ns);
         let name = Arc::clone(&node.row.name);
-        let body = encode(&SetMode {
-            mode: node.row.mode,
-        });
-        let topic = Topic::SetMode(u64::from(index));
+        let body = encode(&SetMode { mode });
+        let topic = match mode {
+            Mode::Maintenance => Topic::Drain(index.into()),
+            Mode::Ready => Topic::Restore(index.into()),
+        };
         self.send_to_node(Operand::SetMode, topic, &name, &body);
     }
 
@@ -49,7 +54,7 @@ impl State {
         let Some(node) = self.nodes.node_mut(index) else {
             return;
         };
-        node.row.mode = Mode::Maintenance;
+        node.row.wish = Some(Mode::Maintenance);
         node.row.drain_until_unix_ms = Some(until);
         node.mode_sent_ns = None;
         let row = node.row.clone();
@@ -62,12 +67,26 @@ impl State {
         let Some(node) = self.nodes.node_mut(index) else {
             return;
         };
-        node.row.mode = Mode::Ready;
+        node.row.wish = Some(Mode::Ready);
         node.row.drain_until_unix_ms = None;
         node.mode_sent_ns = None;
         let row = node.row.clone();
         self.journal.write(Write::Node(row));
         self.assert_mode(index);
+    }
+
+    /// A node has taken up READY and keeps it by itself: the wish is fulfilled.
+    pub(crate) fn restored(&mut self, index: u64) {
+        let node = u32::try_from(index).ok();
+        let Some(node) = node.and_then(|index| self.nodes.node_mut(index)) else {
+            return;
+        };
+        // A drain that came meanwhile stands.
+        if node.row.wish == Some(Mode::Ready) {
+            node.row.wish = None;
+            let row = node.row.clone();
+            self.journal.write(Write::Node(row));
+        }
     }
 
     pub(crate) fn sweep_drains(&mut self) {

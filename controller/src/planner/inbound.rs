@@ -96,6 +96,7 @@ impl State {
                     (),
                 ));
             }
+            Some(Topic::Restore(node)) => self.restored(node),
             Some(Topic::Stop(seq)) if !bytes.is_empty() => {
                 let from: FromNode = codec::take(bytes)?;
                 if let Some(node) = self.nodes.find(&from.node) {

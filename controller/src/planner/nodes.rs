@@ -12,7 +12,6 @@ use crate::api::types::{EndReason, EndRecord, Severity};
 use crate::store::{AfterStop, EventRow, NodeRow, Write};
 use pronto_payloads::control::Stop;
 use pronto_payloads::demand::Capacity;
-use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{BootId, InstanceId, NodeUuid};
 use pronto_payloads::instance::{Phase as NodePhase, digest_item};
 use pronto_payloads::node::{
@@ -246,7 +245,7 @@ impl State {
             name: name.into(),
             uuid: NodeUuid::default(),
             boot_id: BootId::default(),
-            mode: Mode::Ready,
+            wish: None,
             drain_until_unix_ms: None,
             lost: false,
         };

@@ -421,7 +421,7 @@ fn state_name(node: &KnownNode) -> NodeStateName {
         _ if !node.connected => NodeStateName::Offline,
         _ if draining => NodeStateName::Draining,
         NodeState::Maintenance => NodeStateName::Maintenance,
-        _ if node.row.mode == Mode::Maintenance => NodeStateName::Maintenance,
+        _ if node.row.wish == Some(Mode::Maintenance) => NodeStateName::Maintenance,
         NodeState::Full => NodeStateName::Full,
         NodeState::Ready => NodeStateName::Ready,
         NodeState::Offline => NodeStateName::Offline,

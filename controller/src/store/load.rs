@@ -290,20 +290,20 @@ fn workloads(connection: &Connection) -> Result<Vec<WorkloadRow>, StoreError> {
 
 fn nodes(connection: &Connection) -> Result<Vec<NodeRow>, StoreError> {
     let mut statement = connection.prepare(
-        "SELECT name, uuid, boot_id, maintenance, drain_until_unix_ms, lost FROM nodes
+        "SELECT name, uuid, boot_id, wish, drain_until_unix_ms, lost FROM nodes
          ORDER BY name",
     )?;
     let rows = statement.query_map([], |row| {
-        let maintenance: bool = row.get(3)?;
+        let wish: u8 = row.get(3)?;
         let until: Option<i64> = row.get(4)?;
         Ok(NodeRow {
             name: row.get::<_, String>(0)?.into(),
             uuid: NodeUuid(row.get(1)?),
             boot_id: BootId(row.get(2)?),
-            mode: if maintenance {
-                Mode::Maintenance
-            } else {
-                Mode::Ready
+            wish: match wish {
+                1 => Some(Mode::Maintenance),
+                2 => Some(Mode::Ready),
+                _ => None,
             },
             drain_until_unix_ms: until.map(unsigned),
             lost: row.get(5)?,

@@ -194,8 +194,10 @@ pub struct NodeRow {
     pub name: Arc<str>,
     pub uuid: NodeUuid,
     pub boot_id: BootId,
-    /// Asserted again whenever the node connects.
-    pub mode: Mode,
+    /// What an administrator wishes by way of this store. Maintenance is told the node as often as
+    /// it is found in another mode, READY until it has answered once: the mode itself is the node's,
+    /// and another controller may have a wish of its own.
+    pub wish: Option<Mode>,
     /// A drain's deadline.
     pub drain_until_unix_ms: Option<u64>,
     /// It was away for longer than `lost_after`, and has not come back.

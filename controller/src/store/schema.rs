@@ -45,6 +45,8 @@ pub(crate) const MIGRATIONS: &[&str] = &[
         severity INTEGER NOT NULL, actor TEXT NOT NULL, source TEXT NOT NULL, tenant TEXT,
         instance BLOB, node TEXT, message TEXT NOT NULL);
     ",
+    // 1 to 2: what an administrator wishes of a node: nothing (0), maintenance (1), that it be ready.
+    "ALTER TABLE nodes RENAME COLUMN maintenance TO wish;",
 ];
 
 /// The schema that this build writes.

@@ -441,14 +441,18 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError>
             transaction
                 .prepare_cached(
                     "INSERT OR REPLACE INTO nodes
-                     (name, uuid, boot_id, maintenance, drain_until_unix_ms, lost)
+                     (name, uuid, boot_id, wish, drain_until_unix_ms, lost)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 )?
                 .execute(params![
                     &*row.name,
                     row.uuid.0,
                     row.boot_id.0,
-                    row.mode == Mode::Maintenance,
+                    match row.wish {
+                        None => 0,
+                        Some(Mode::Maintenance) => 1,
+                        Some(Mode::Ready) => 2,
+                    },
                     row.drain_until_unix_ms.map(signed),
                     row.lost
                 ])?;

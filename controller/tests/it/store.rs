@@ -127,7 +127,7 @@ fn everything_comes_back_as_it_was_written() {
         name: "n1".into(),
         uuid: NodeUuid([9; 16]),
         boot_id: BootId([8; 16]),
-        mode: Mode::Maintenance,
+        wish: Some(Mode::Maintenance),
         drain_until_unix_ms: Some(5),
         lost: true,
     };

@@ -16,7 +16,7 @@ use pronto_payloads::SCHEMA;
 use pronto_payloads::codec::{self, encode, encode_into};
 use pronto_payloads::control::{Ack, Delete, FromNode, SetMode, Stop, ToNode};
 use pronto_payloads::demand::{Capacity, Runtime};
-use pronto_payloads::hello::SchedulerWelcome;
+use pronto_payloads::hello::{Mode, SchedulerWelcome};
 use pronto_payloads::ids::{
     BootId, ControllerEpoch, Generation, InstanceId, NodeUuid, OwnerId, Seq, SessionEpoch, Term,
     Version,
@@ -62,7 +62,8 @@ pub(crate) enum Sent {
     },
     SetMode {
         node: String,
-        mode: SetMode,
+        mode: Mode,
+        correlation: u64,
     },
     Activate {
         correlation: u64,
@@ -250,7 +251,8 @@ impl Harness {
                     Operand::Inventory => Sent::Inventory { node, correlation },
                     Operand::SetMode => Sent::SetMode {
                         node,
-                        mode: codec::decode(&bytes).unwrap(),
+                        mode: codec::decode::<SetMode>(&bytes).unwrap().mode,
+                        correlation,
                     },
                     other => panic!("unexpected {other}"),
                 }
@@ -526,6 +528,18 @@ impl Harness {
                 correlation,
             }) if asked == node.node => correlation,
             other => panic!("no INVENTORY of {}: {other:?}", node.node),
+        }
+    }
+
+    /// The next command, which must tell this node this mode.
+    pub(crate) fn expect_mode(&mut self, node: &str, mode: Mode) -> u64 {
+        match self.sent.pop_front() {
+            Some(Sent::SetMode {
+                node: told,
+                mode: said,
+                correlation,
+            }) if told == node && said == mode => correlation,
+            other => panic!("no SET_MODE of {node} to {mode:?}: {other:?}"),
         }
     }
 

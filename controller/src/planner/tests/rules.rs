@@ -713,23 +713,71 @@ fn rule_09_maintenance_is_asserted_again_when_a_node_connects() {
         deadline_ms: 0,
     };
     h.ask(admin(), Call::Drain(drain)).unwrap();
-    let is_maintenance = |sent: Option<Sent>| match sent {
-        Some(Sent::SetMode { node, mode }) => {
-            assert_eq!(node, "a");
-            mode.mode == pronto_payloads::hello::Mode::Maintenance
-        }
-        other => panic!("{other:?}"),
-    };
-    assert!(is_maintenance(h.sent.pop_front()));
+    h.expect_mode("a", Mode::Maintenance);
     let mut h = h.crash();
     h.connect(&[again(&a, &[])]);
-    assert!(is_maintenance(h.sent.pop_front()));
+    h.expect_mode("a", Mode::Maintenance);
     let maintained = NodeConnected {
         state: NodeState::Maintenance,
         ..again(&again(&a, &[]), &[])
     };
     h.node_up(&maintained);
     assert!(h.sent.is_empty());
+}
+
+#[test]
+fn rule_09_a_mode_that_nobody_here_wished_is_left_alone() {
+    let mut h = Harness::new();
+    let a = node("a");
+    h.connect(std::slice::from_ref(&a));
+    // Another controller has drained it.
+    let maintained = NodeConnected {
+        state: NodeState::Maintenance,
+        ..again(&a, &[])
+    };
+    h.node_up(&maintained);
+    h.pass(10_000);
+    assert!(h.sent.is_empty());
+    // Here it is restored: said until it is answered, over a crash as well, and not again.
+    h.ask(admin(), Call::Restore("a".to_owned())).unwrap();
+    h.expect_mode("a", Mode::Ready);
+    let mut h = h.crash();
+    h.connect(std::slice::from_ref(&maintained));
+    let told = h.expect_mode("a", Mode::Ready);
+    h.frame(Operand::Done, told, Vec::new());
+    h.node_up(&again(&maintained, &[]));
+    assert!(h.sent.is_empty());
+    let mut h = h.crash();
+    h.connect(std::slice::from_ref(&maintained));
+    assert!(h.sent.is_empty());
+}
+
+#[test]
+fn rule_09_a_drain_that_comes_before_the_answer_to_a_restore_stands() {
+    let mut h = Harness::new();
+    let a = node("a");
+    h.connect(std::slice::from_ref(&a));
+    let drain = || {
+        Call::Drain(DrainCall {
+            node: "a".to_owned(),
+            deadline_ms: 0,
+        })
+    };
+    h.ask(admin(), drain()).unwrap();
+    let drained = h.expect_mode("a", Mode::Maintenance);
+    h.ask(admin(), Call::Restore("a".to_owned())).unwrap();
+    let restored = h.expect_mode("a", Mode::Ready);
+    // The node has not reported the drain yet: its answer to it fulfils nothing.
+    h.frame(Operand::Done, drained, Vec::new());
+    h.pass(3_000);
+    h.node_up(&again(&a, &[]));
+    h.expect_mode("a", Mode::Ready);
+    h.ask(admin(), drain()).unwrap();
+    h.expect_mode("a", Mode::Maintenance);
+    h.frame(Operand::Done, restored, Vec::new());
+    let mut h = h.crash();
+    h.connect(std::slice::from_ref(&a));
+    h.expect_mode("a", Mode::Maintenance);
 }
 
 #[test]
