@@ -547,6 +547,10 @@ mod tests {
             instance: InstanceId([2; 16]),
             attempt: Attempt(3),
             at: crate::moment::Moment(4),
+            end: Some(pronto_payloads::instance::End {
+                cause: pronto_payloads::instance::EndCause::Rejected,
+                message: "no disk".into(),
+            }),
         };
         let uuid = {
             let (mut store, restored) = NodeStore::open(data_dir.clone()).unwrap();

@@ -146,7 +146,7 @@ impl Executor {
                 let forgotten = self.store.forgotten(owner, instance);
                 self.remove(&forgotten);
             }
-            Durable::Tombstone(_) | Durable::State(_) => {
+            Durable::Tombstone(_) | Durable::Over(_) | Durable::State(_) => {
                 debug_assert!(false, "the main loop keeps these itself, before it answers");
             }
         }

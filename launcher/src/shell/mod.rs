@@ -291,6 +291,11 @@ impl Shell {
                 Effect::Keep(Durable::Tombstone(tombstone)) => {
                     self.node_store.keep_tombstone(&tombstone)?;
                 }
+                Effect::Keep(Durable::Over(tombstone)) => {
+                    if let Err(error) = self.node_store.keep_tombstone(&tombstone) {
+                        tracing::warn!("{error:#}");
+                    }
+                }
                 Effect::Keep(Durable::State(record)) => self.node_store.keep_node(record)?,
                 Effect::Measure => self.measure(),
                 other => {

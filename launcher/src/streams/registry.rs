@@ -64,7 +64,10 @@ impl Registry {
             Durable::Emptied(job) => self.with(job.id, |known| known.ended.cancel()),
             Durable::Acknowledged(job) => self.remove(job.id),
             Durable::Deleted(id) => self.remove(*id),
-            Durable::Forgotten { .. } | Durable::Tombstone(_) | Durable::State(_) => {}
+            Durable::Forgotten { .. }
+            | Durable::Tombstone(_)
+            | Durable::Over(_)
+            | Durable::State(_) => {}
         }
     }
 

@@ -164,8 +164,9 @@ impl Supervisor {
             instance,
             attempt,
             at: now,
+            end: None,
         };
-        if self.tombstones.insert(tombstone) {
+        if self.tombstones.insert(tombstone.clone()) {
             effects.push(Effect::Keep(Durable::Tombstone(tombstone)));
         }
     }

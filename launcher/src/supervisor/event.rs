@@ -196,6 +196,9 @@ pub enum Durable {
     },
     /// A tombstone. Written before the frame that acknowledges it is sent.
     Tombstone(Tombstone),
+    /// An attempt that is over, and must not run should its START or this process come again. Written
+    /// before its end is told; a disk that is full stops neither.
+    Over(Tombstone),
     /// Mode, term and epochs have changed.
     State(NodeRecord),
 }

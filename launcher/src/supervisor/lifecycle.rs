@@ -283,8 +283,13 @@ impl Supervisor {
         } else {
             Durable::Emptied(Arc::clone(&record.job))
         };
+        // No runtime keeps the end of what never started.
+        let end = record.end.clone().filter(|_| record.started_at.is_none());
         if record.durable {
             effects.push(Effect::Keep(files));
+            if end.is_some() {
+                self.over(now, id, end, effects);
+            }
         }
         self.clear_deadline(id);
         self.waiting.remove(&id);
@@ -350,6 +355,9 @@ impl Supervisor {
                 {
                     record.stage = Stage::Waiting;
                     record.phase = Phase::Received;
+                    if let Some(end) = self.tombstones.end_of(&id).cloned() {
+                        return self.failed(now, id, end, effects);
+                    }
                     if self.tombstones.forbids(id.owner, id.instance, id.attempt) {
                         return self.stop_record(now, id, StopCause::Asked, None, effects);
                     }
@@ -490,19 +498,23 @@ impl Supervisor {
             return;
         }
         // An attempt is never sent again; should it be, it must not run again.
-        let (owner, instance, attempt) = (id.owner, id.instance, id.attempt);
-        let tombstone = Tombstone {
-            owner,
-            instance,
-            attempt,
-            at: now,
-        };
-        // Nor after a restart of this process.
-        effects.push(Effect::Keep(Durable::Tombstone(tombstone)));
-        self.tombstones.insert(tombstone);
+        self.over(now, id, None, effects);
         if let Some(durable) = self.forget(id) {
             effects.push(Effect::Keep(Durable::Acknowledged(durable)));
         }
+    }
+
+    /// Keeps an attempt from running, or from being taken up by the next process.
+    fn over(&mut self, now: Moment, id: AttemptId, end: Option<End>, effects: &mut Vec<Effect>) {
+        let tombstone = Tombstone {
+            owner: id.owner,
+            instance: id.instance,
+            attempt: id.attempt,
+            at: now,
+            end,
+        };
+        effects.push(Effect::Keep(Durable::Over(tombstone.clone())));
+        self.tombstones.insert(tombstone);
     }
 
     /// Drops an ended record; gives its job if there is something on disk.

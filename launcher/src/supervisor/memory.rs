@@ -28,8 +28,8 @@ impl MemoryStore {
             Durable::Deleted(id) => {
                 self.jobs.remove(id);
             }
-            Durable::Tombstone(tombstone) => {
-                self.tombstones.insert(*tombstone);
+            Durable::Tombstone(tombstone) | Durable::Over(tombstone) => {
+                self.tombstones.insert(tombstone.clone());
             }
             Durable::State(node) => self.node = node.clone(),
             Durable::Emptied(_) | Durable::Forgotten { .. } => {}

@@ -1,5 +1,5 @@
 //! Tombstones: which attempts were stopped, heard of or not, so that a START that a STOP overtook
-//! can't run (rule 5).
+//! can't run (rule 5); and which were over before they started, so that no restart takes them up.
 //!
 //! Bounded in number and age: a START can be overtaken only while it is under way in the session
 //! that its stamp names, so an hour is far beyond need; and when there are too many the oldest go
@@ -7,17 +7,19 @@
 
 use crate::moment::Moment;
 use pronto_payloads::ids::{Attempt, InstanceId, OwnerId};
+use pronto_payloads::instance::End;
+use pronto_payloads::place::AttemptId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What is kept at most: 4 MiB of memory.
+/// What is kept at most: 8 MiB of memory.
 pub const TOMBSTONES: usize = 65_536;
 /// How long one is kept: longer than any START can be under way.
 pub const TOMBSTONE_AGE: Duration = Duration::from_secs(3600);
 
 /// One tombstone, as it is kept on disk too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     /// Whose instance.
     pub owner: OwnerId,
@@ -27,12 +29,24 @@ pub struct Tombstone {
     pub attempt: Attempt,
     /// When it was made, on CLOCK_BOOTTIME.
     pub at: Moment,
+    /// How this attempt ended that never started. It may have been told, and must not be told
+    /// otherwise after a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// What is known of an instance's attempts.
+#[derive(Clone, Debug)]
+struct Buried {
+    attempt: Attempt,
+    at: Moment,
+    end: Option<End>,
 }
 
 /// All tombstones of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Tombstones {
-    by_instance: BTreeMap<(OwnerId, InstanceId), (Attempt, Moment)>,
+    by_instance: BTreeMap<(OwnerId, InstanceId), Buried>,
     by_age: BTreeSet<(Moment, OwnerId, InstanceId)>,
 }
 
@@ -40,27 +54,41 @@ impl Tombstones {
     /// Adds one; the highest attempt wins. Says whether it forbids more than before.
     pub fn insert(&mut self, tombstone: Tombstone) -> bool {
         let key = (tombstone.owner, tombstone.instance);
-        let earlier = self.by_instance.get(&key).copied();
-        let attempt = earlier.map_or(tombstone.attempt, |(attempt, _)| {
-            attempt.max(tombstone.attempt)
-        });
-        if let Some((_, at)) = earlier {
-            self.by_age.remove(&(at, key.0, key.1));
+        let earlier = self.by_instance.remove(&key);
+        if let Some(earlier) = &earlier {
+            self.by_age.remove(&(earlier.at, key.0, key.1));
         }
-        self.by_instance.insert(key, (attempt, tombstone.at));
-        self.by_age.insert((tombstone.at, key.0, key.1));
+        let before = earlier.as_ref().map(|earlier| earlier.attempt);
+        let kept = earlier.filter(|earlier| earlier.attempt >= tombstone.attempt);
+        let (attempt, end) = match kept {
+            Some(kept) if kept.attempt == tombstone.attempt => {
+                (kept.attempt, kept.end.or(tombstone.end))
+            }
+            Some(kept) => (kept.attempt, kept.end),
+            None => (tombstone.attempt, tombstone.end),
+        };
+        let at = tombstone.at;
+        self.by_instance.insert(key, Buried { attempt, at, end });
+        self.by_age.insert((at, key.0, key.1));
         if self.by_instance.len() > TOMBSTONES {
             self.pop_oldest();
         }
-        earlier.is_none_or(|(earlier, _)| attempt > earlier)
+        before.is_none_or(|before| attempt > before)
     }
 
-    /// Whether this attempt was stopped before it came.
+    /// Whether this attempt was stopped before it came, or is over.
     #[must_use]
     pub fn forbids(&self, owner: OwnerId, instance: InstanceId, attempt: Attempt) -> bool {
         self.by_instance
             .get(&(owner, instance))
-            .is_some_and(|(stopped, _)| attempt <= *stopped)
+            .is_some_and(|buried| attempt <= buried.attempt)
+    }
+
+    /// How an attempt ended that never started.
+    #[must_use]
+    pub fn end_of(&self, id: &AttemptId) -> Option<&End> {
+        let buried = self.by_instance.get(&(id.owner, id.instance))?;
+        buried.end.as_ref().filter(|_| buried.attempt == id.attempt)
     }
 
     /// Drops those that are too old. Says how many went.
@@ -92,12 +120,13 @@ impl Tombstones {
     /// All of them, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Tombstone> + '_ {
         self.by_age.iter().filter_map(|&(at, owner, instance)| {
-            let (attempt, _) = self.by_instance.get(&(owner, instance))?;
+            let buried = self.by_instance.get(&(owner, instance))?;
             Some(Tombstone {
                 owner,
                 instance,
-                attempt: *attempt,
+                attempt: buried.attempt,
                 at,
+                end: buried.end.clone(),
             })
         })
     }
@@ -112,6 +141,7 @@ impl Tombstones {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pronto_payloads::instance::EndCause;
 
     fn stone(instance: u32, attempt: u32, at_s: u64) -> Tombstone {
         let mut id = [0; 16];
@@ -121,7 +151,36 @@ mod tests {
             instance: InstanceId(id),
             attempt: Attempt(attempt),
             at: Moment(at_s * 1_000_000_000),
+            end: None,
         }
+    }
+
+    #[test]
+    fn an_end_stands_until_a_later_attempt_is_buried() {
+        let end = End {
+            cause: EndCause::Rejected,
+            message: "no disk".into(),
+        };
+        let over = Tombstone {
+            end: Some(end.clone()),
+            ..stone(1, 2, 1)
+        };
+        let id = |attempt| AttemptId {
+            owner: over.owner,
+            instance: over.instance,
+            attempt: Attempt(attempt),
+        };
+        let mut stones = Tombstones::default();
+        stones.insert(over.clone());
+        assert_eq!(
+            (stones.end_of(&id(2)), stones.end_of(&id(1))),
+            (Some(&end), None)
+        );
+        stones.insert(stone(1, 2, 2));
+        let kept: Vec<Tombstone> = stones.iter().collect();
+        assert_eq!(kept[0].end, Some(end), "a STOP behind it changes nothing");
+        stones.insert(stone(1, 3, 3));
+        assert_eq!(stones.end_of(&id(2)), None);
     }
 
     #[test]

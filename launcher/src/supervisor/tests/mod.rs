@@ -61,6 +61,13 @@ fn body() -> StartBody {
     }
 }
 
+fn no_disk() -> End {
+    End {
+        cause: EndCause::Rejected,
+        message: "no disk".into(),
+    }
+}
+
 fn attempt(instance: u8, attempt: u32) -> AttemptId {
     AttemptId {
         owner: OwnerId([1; 16]),

@@ -14,6 +14,7 @@ enum Action {
         cpu_millis: u32,
     },
     Prepared(u8),
+    Failed(u8),
     Started(u8),
     Ended(u8),
     Emptied(u8),
@@ -34,6 +35,7 @@ fn action() -> impl Strategy<Value = Action> {
         6 => (instance.clone(), 1_u32..4, 0_u32..2500)
             .prop_map(|(instance, attempt, cpu_millis)| Action::Start { instance, attempt, cpu_millis }),
         4 => instance.clone().prop_map(Action::Prepared),
+        1 => instance.clone().prop_map(Action::Failed),
         4 => instance.clone().prop_map(Action::Started),
         3 => instance.clone().prop_map(Action::Ended),
         3 => instance.clone().prop_map(Action::Emptied),
@@ -52,6 +54,8 @@ struct World {
     started: BTreeSet<AttemptId>,
     running: BTreeSet<AttemptId>,
     ending: BTreeSet<AttemptId>,
+    /// Could not be prepared, and their owner may know it.
+    failed: BTreeSet<AttemptId>,
 }
 
 impl World {
@@ -67,6 +71,7 @@ impl World {
                     "{:?} was started twice",
                     job.id
                 );
+                assert!(!self.failed.contains(&job.id), "{:?} had failed", job.id);
                 self.running.insert(job.id);
                 let used: u32 = 4000 - node.core.free().cpu_millis;
                 assert!(used <= 4000);
@@ -99,6 +104,19 @@ impl World {
             Action::Prepared(instance) => {
                 for number in 1..4 {
                     node.step(Event::Prepared(attempt(instance, number)));
+                }
+            }
+            Action::Failed(instance) => {
+                let preparing: Vec<AttemptId> = node
+                    .core
+                    .reports(node.now)
+                    .filter(|report| report.phase == Phase::Preparing)
+                    .map(|report| report.id)
+                    .filter(|id| id.instance.0[0] == instance && !self.started.contains(id))
+                    .collect();
+                for id in preparing {
+                    self.failed.insert(id);
+                    node.step(Event::Failed { id, end: no_disk() });
                 }
             }
             Action::Started(instance) => {

@@ -563,6 +563,25 @@ fn a_restart_adopts_what_runs_and_reports_what_ended() {
 }
 
 #[test]
+fn what_was_rejected_is_not_taken_up_by_the_next_process() {
+    let mut node = Node::ready();
+    let id = attempt(1, 1);
+    node.start(id);
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+    node.step(Event::Failed { id, end: no_disk() });
+    assert_eq!(node.report().end, Some(no_disk()), "its owner knows");
+    node.restart();
+    node.step(Event::Adopted {
+        id,
+        found: Found::NeverStarted,
+    });
+    node.connect();
+    node.lease(&[]);
+    assert!(!node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+    assert_eq!(node.report().end, Some(no_disk()), "and hears the same");
+}
+
+#[test]
 fn another_boot_proves_that_all_work_is_gone() {
     let mut node = Node::ready();
     node.start(attempt(1, 1));
