@@ -436,7 +436,9 @@ impl State {
         let breaks = self.link.breaks;
         let mut all_cleared = true;
         let mut keep_cleared = true;
-        // The latest time at which an uncleared node was heard of; absent if one is connected.
+        // The latest time at which an uncleared node was heard of; absent if one is connected. Before
+        // this session there was nobody to hear of it: what it runs may have ended, and it is on its
+        // way to say so.
         let mut heard_ns = Some(i64::MIN);
         for (_, node) in self.nodes.iter() {
             if node.cleared_break >= breaks {
@@ -445,7 +447,10 @@ impl State {
             all_cleared = false;
             keep_cleared &= node.lost;
             heard_ns = match heard_ns {
-                Some(heard) if !node.connected => Some(heard.max(node.disconnected_ns)),
+                Some(heard) if node.lost => Some(heard.max(node.disconnected_ns)),
+                Some(heard) if !node.connected => {
+                    Some(heard.max(node.disconnected_ns).max(self.link.since_ns))
+                }
                 _ => None,
             };
         }

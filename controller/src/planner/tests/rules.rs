@@ -342,6 +342,33 @@ fn rule_04_an_unanswered_stop_after_waits_for_a_silent_node() {
 }
 
 #[test]
+fn rule_04_a_controller_that_was_away_itself_takes_no_node_for_silent_at_once() {
+    let mut h = Harness::new();
+    let (a, b) = (node("a"), node("b"));
+    h.connect(&[a.clone(), b.clone()]);
+    let mut spec = sim();
+    spec.on_disconnect = OnDisconnectSpec::StopAfterMs(1_000);
+    let id = h.submit(spec, 1).instances[0];
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    let mut h = h.crash();
+    h.pass(300_000);
+    h.connect(std::slice::from_ref(&b));
+    let ask = h.expect_inventory(&b);
+    h.inventory(&b, 0, &[], ask);
+    h.pass(3_000);
+    assert!(h.sent.is_empty(), "the other node is still on its way");
+    let succeeded = Some(EndCause::Exited { code: 0 });
+    let ended = report(first, NodePhase::Ended, succeeded, 3);
+    let back = again(&a, &[(first, NodePhase::Ended)]);
+    h.node_up(&back);
+    let ask = h.expect_inventory(&back);
+    h.inventory(&back, 0, &[ended], ask);
+    h.expect_ack(first);
+    assert_eq!(h.state_of(id), InstanceState::Succeeded);
+}
+
+#[test]
 fn rule_05_a_stop_is_repeated_until_the_end_is_reported() {
     let mut h = Harness::new();
     let a = node("a");
