@@ -74,6 +74,9 @@ pub(crate) struct HostileArgs {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3)]
     pub(crate) seconds: u64,
+    /// Only this load
+    #[arg(long, value_name = "LOAD", value_parser = KINDS.map(|(_, name)| name))]
+    pub(crate) load: Option<String>,
     /// Measurements of each load and of its equal
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: u32,
@@ -520,7 +523,8 @@ pub(crate) async fn run(args: &HostileArgs) -> Result<Report> {
     // Warms both ends up.
     measure(&controller, &target, 1, &mut Measured::new()?).await?;
     let mut worst_rss: f64 = 0.0;
-    for (kind, name) in KINDS {
+    let wanted = |name| args.load.as_deref().is_none_or(|wanted| wanted == name);
+    for (kind, name) in KINDS.into_iter().filter(|(_, name)| wanted(*name)) {
         let mut hostile = Measured::new()?;
         let mut honest = Measured::new()?;
         for _ in 0..args.rounds.max(1) {

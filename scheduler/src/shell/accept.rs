@@ -54,14 +54,14 @@ pub(crate) async fn accept_all(
             let handshake = match handshakes.try_acquire() {
                 Some(handshake) => handshake,
                 None => {
-                    silent.cut_oldest();
+                    silent.cut_oldest().await;
                     handshakes.acquire().await
                 }
             };
             let place = match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => place,
                 Err(_) => {
-                    silent.cut_oldest();
+                    silent.cut_oldest().await;
                     // Closed by nobody, so that the error can't be.
                     Arc::clone(&places).acquire_owned().await.ok()?
                 }
