@@ -387,27 +387,48 @@ impl Broker {
                 self.back_off(now, index);
             }
         }
-        let Some(node) = self.nodes.get_mut(&index) else {
-            return;
+        let owner = owner_of(payload);
+        let to = match operand {
+            Operand::InventoryPage => self.asker_of_page(index, (flags, correlation)),
+            _ => owner
+                .and_then(|owner| self.controller_of(owner))
+                .map(|slot| (slot, 0)),
         };
-        let mut asked = 0;
-        if operand == Operand::InventoryPage
-            && let Some(pending) = node.commands.get(&correlation)
-            && pending.operand == Operand::Inventory
-        {
-            asked = pending.correlation;
-            if flags.contains(Flags::LAST) {
-                node.commands.remove(&correlation);
-            }
-        }
-        let Some(slot) = owner_of(payload).and_then(|owner| self.controller_of(owner)) else {
-            // It is level-triggered: told again until that owner's controller has acknowledged it.
+        let is_owner = |slot: usize| {
+            let controller = self.controllers[slot].as_ref();
+            controller.is_some_and(|controller| Some(controller.owner) == owner)
+        };
+        let Some((slot, asked)) = to.filter(|&(slot, _)| is_owner(slot)) else {
+            // It is level-triggered: told again until that owner's controller has acknowledged it,
+            // or is asked for again.
             self.counters.undeliverable += 1;
             return;
         };
         let from = self.sender_name(index);
         let message = Outgoing::new(operand, asked, [&from, payload]).with_flags(flags);
         self.tell(slot, message, out);
+    }
+
+    /// The controller whose INVENTORY a page answers, and how it asked. Its successor must not take
+    /// the page for an answer to its own: it was taken before that was asked.
+    fn asker_of_page(
+        &mut self,
+        index: NodeIndex,
+        (flags, correlation): (Flags, u64),
+    ) -> Option<(usize, u64)> {
+        let node = self.nodes.get_mut(&index)?;
+        let pending = node.commands.get(&correlation)?;
+        if pending.operand != Operand::Inventory {
+            return None;
+        }
+        let (asker, asked) = (pending.asker, pending.correlation);
+        if flags.contains(Flags::LAST) {
+            node.commands.remove(&correlation);
+        }
+        match self.peers.get(&asker) {
+            Some(&Peer::Controller(slot)) => Some((slot, asked)),
+            _ => None,
+        }
     }
 
     /// What stands in front of everything that a node says to a controller.

@@ -210,32 +210,61 @@ fn a_status_that_cannot_be_true_is_answered_and_changes_nothing() {
     world.placed(&controller, &start(attempt(1), cpu(1000)));
 }
 
-#[test]
-fn an_inventory_is_asked_for_and_comes_in_pages() {
-    let (mut world, controller) = World::active();
-    let node = world.node("n1", capacity(1000));
+fn ask_for_inventory(world: &mut World, controller: &Controller, node: &Node) -> u64 {
     let pull = to_node("n1", codec::encode(&PullInventory { owner: OWNER }));
     world.send(
         controller.session,
         Frame::request(Operand::Inventory, 50, pull),
     );
-    let asked = world.expect(node.session, Operand::Inventory);
-    let page = |page| {
-        codec::encode(&Inventory {
-            owner: OWNER,
-            boot_id: BootId([2; 16]),
-            session_epoch: SessionEpoch(1),
-            applied_seq: Seq(0),
-            page,
-            entries: Vec::new(),
-        })
-    };
-    let answer = |number| Frame::answer(Operand::InventoryPage, asked.correlation, page(number));
-    world.send(node.session, answer(0));
-    world.send(node.session, answer(1).with_flags(Flags::LAST));
-    for number in 0..2 {
-        let frame = world.expect(controller.session, Operand::InventoryPage);
-        assert_eq!((frame.correlation, last(&frame)), (50, number == 1));
-        assert_eq!(from_node(&frame).1, page(number));
+    world.expect(node.session, Operand::Inventory).correlation
+}
+
+fn inventory_page(asked: u64, page: u32) -> Frame {
+    let page = codec::encode(&Inventory {
+        owner: OWNER,
+        boot_id: BootId([2; 16]),
+        session_epoch: SessionEpoch(1),
+        applied_seq: Seq(0),
+        page,
+        entries: Vec::new(),
+    });
+    Frame::answer(Operand::InventoryPage, asked, page)
+}
+
+#[test]
+fn an_inventory_is_asked_for_and_comes_in_pages() {
+    let (mut world, controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let asked = ask_for_inventory(&mut world, &controller, &node);
+    let pages = [
+        inventory_page(asked, 0),
+        inventory_page(asked, 1).with_flags(Flags::LAST),
+    ];
+    for page in &pages {
+        world.send(node.session, page.clone());
     }
+    for page in pages {
+        let frame = world.expect(controller.session, Operand::InventoryPage);
+        assert_eq!((frame.correlation, last(&frame)), (50, last(&page)));
+        assert_eq!(from_node(&frame).1, page.payload.into_bytes());
+    }
+}
+
+/// Rule 2: it was taken before the successor asked, and STARTs may lie between.
+#[test]
+fn rule_02_an_inventory_answers_nobody_but_the_session_that_asked() {
+    let (mut world, first) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let early = ask_for_inventory(&mut world, &first, &node);
+    world.close(first.session);
+    let second = world.controller(OWNER, 2);
+    let late = ask_for_inventory(&mut world, &second, &node);
+    let whole = |asked| inventory_page(asked, 0).with_flags(Flags::LAST);
+    world.send(node.session, whole(early));
+    world.expect_silence();
+    // Nor is what nobody asked for an answer.
+    world.send(node.session, whole(early));
+    world.expect_silence();
+    world.send(node.session, whole(late));
+    world.expect(second.session, Operand::InventoryPage);
 }
