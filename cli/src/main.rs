@@ -24,6 +24,7 @@ mod exit;
 mod output;
 mod run;
 mod settings;
+mod short_forms;
 mod units;
 mod workload_file;
 

@@ -17,8 +17,8 @@
 //!
 //! Every error names the file, the line and the column. An unknown key is an error.
 
-use crate::args::spec;
 use crate::exit::{Exit, Failure};
+use crate::short_forms;
 use crate::units;
 use anyhow::anyhow;
 use pronto_controller::api::types as api;
@@ -122,10 +122,10 @@ parsed_by! {
     Millis -> u64 = units::duration_ms;
     SomeMillis -> u64 = units::some_duration_ms;
     Umask -> u32 = units::umask;
-    Restart -> api::RestartPolicy = spec::restart;
-    OnDisconnect -> api::OnDisconnectSpec = spec::on_disconnect;
-    Port -> api::PortSpec = spec::port;
-    Mount -> api::MountSpec = spec::mount;
+    Restart -> api::RestartPolicy = short_forms::restart;
+    OnDisconnect -> api::OnDisconnectSpec = short_forms::on_disconnect;
+    Port -> api::PortSpec = short_forms::port;
+    Mount -> api::MountSpec = short_forms::mount;
     Verbatim -> String = |text: &str| Ok::<_, String>(text.to_owned());
 }
 

@@ -4,6 +4,7 @@
 //! is, so nothing here has a default of its own.
 
 use super::ClientArgs;
+use crate::short_forms;
 use crate::units::{self, Gpus};
 use clap::Args;
 use pronto_controller::api::types as api;
@@ -90,10 +91,10 @@ pub(crate) struct TaskArgs {
     #[arg(long)]
     pub(crate) require_hard_limits: bool,
     /// A port of the workload at a port of the node (0: any); may be repeated
-    #[arg(long = "publish", value_name = "[HOST:]GUEST[/udp]", value_parser = port)]
+    #[arg(long = "publish", value_name = "[HOST:]GUEST[/udp]", value_parser = short_forms::port)]
     pub(crate) ports: Vec<api::PortSpec>,
     /// docker: a directory of the node in the container; needs --privileged; may be repeated
-    #[arg(long = "mount", value_name = "SOURCE:TARGET[:ro]", value_parser = mount)]
+    #[arg(long = "mount", value_name = "SOURCE:TARGET[:ro]", value_parser = short_forms::mount)]
     pub(crate) mounts: Vec<api::MountSpec>,
     /// qemu: a kernel on the node
     #[arg(long, value_name = "PATH")]
@@ -135,14 +136,14 @@ pub(crate) struct TermsArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i16).range(-1000..=1000))]
     pub(crate) priority: Option<i16>,
     /// When its node is cut off: keep, or stop-after:DURATION for work that must never run twice at a time
-    #[arg(long, value_name = "POLICY", value_parser = on_disconnect)]
+    #[arg(long, value_name = "POLICY", value_parser = short_forms::on_disconnect)]
     pub(crate) on_disconnect: Option<api::OnDisconnectSpec>,
     /// When it ends: never, on-failure[:LIMIT] or always[:LIMIT]
     #[allow(
         rustdoc::broken_intra_doc_links,
         reason = "a help text, whose brackets are the usual ones of an option"
     )]
-    #[arg(long, value_name = "POLICY", value_parser = restart)]
+    #[arg(long, value_name = "POLICY", value_parser = short_forms::restart)]
     pub(crate) restart: Option<api::RestartPolicy>,
     /// New attempts when its node fails it; 0: never
     #[arg(long, value_name = "N")]
@@ -238,121 +239,9 @@ fn runtime(text: &str) -> Result<api::RuntimeName, String> {
     }
 }
 
-/// `keep` or `stop-after:DURATION`.
-pub(crate) fn on_disconnect(text: &str) -> Result<api::OnDisconnectSpec, String> {
-    let accepted = || "accepted: keep, or stop-after:DURATION such as stop-after:30s".to_owned();
-    match text.split_once(':') {
-        None if text == "keep" => Ok(api::OnDisconnectSpec::Keep),
-        Some(("stop-after", duration)) => units::duration_ms(duration.trim())
-            .map(api::OnDisconnectSpec::StopAfterMs)
-            .map_err(|_| accepted()),
-        _ => Err(accepted()),
-    }
-}
-
-/// `never`, `on-failure[:LIMIT]` or `always[:LIMIT]`.
-pub(crate) fn restart(text: &str) -> Result<api::RestartPolicy, String> {
-    let accepted = || "accepted: never, on-failure, always, each with :LIMIT if wanted".to_owned();
-    let (mode, limit) = match text.split_once(':') {
-        None => (text, None),
-        Some((mode, limit)) => (mode, Some(limit.parse::<u32>().map_err(|_| accepted())?)),
-    };
-    let default = api::RestartPolicy::default();
-    let (mode, limit) = match mode {
-        "never" if limit.is_none() => (api::RestartMode::Never, default.limit),
-        "on-failure" => (api::RestartMode::OnFailure, limit.or(default.limit)),
-        // A service that is to run for ever is not given up after a few ends.
-        "always" => (api::RestartMode::Always, limit),
-        _ => return Err(accepted()),
-    };
-    Ok(api::RestartPolicy {
-        mode,
-        limit,
-        ..default
-    })
-}
-
-/// `[HOST:]GUEST[/udp]`.
-pub(crate) fn port(text: &str) -> Result<api::PortSpec, String> {
-    let accepted =
-        || "accepted: GUEST, HOST:GUEST or HOST:GUEST/udp with ports below 65536".to_owned();
-    let (ports, udp) = match text.split_once('/') {
-        None => (text, false),
-        Some((ports, "udp")) => (ports, true),
-        Some((ports, "tcp")) => (ports, false),
-        Some(_) => return Err(accepted()),
-    };
-    let (host, guest) = ports.split_once(':').unwrap_or(("0", ports));
-    let host = host.parse().map_err(|_| accepted())?;
-    let guest = guest
-        .parse()
-        .ok()
-        .filter(|&guest| guest > 0)
-        .ok_or_else(accepted)?;
-    Ok(api::PortSpec { host, guest, udp })
-}
-
-/// `SOURCE:TARGET[:ro]`.
-pub(crate) fn mount(text: &str) -> Result<api::MountSpec, String> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, read_only) = match parts[..] {
-        [source, target] => (source, target, false),
-        [source, target, "ro"] => (source, target, true),
-        [source, target, "rw"] => (source, target, false),
-        _ => return Err("accepted: SOURCE:TARGET or SOURCE:TARGET:ro".to_owned()),
-    };
-    if !source.starts_with('/') || !target.starts_with('/') {
-        return Err("accepted: absolute paths on both sides".to_owned());
-    }
-    Ok(api::MountSpec {
-        source: source.to_owned(),
-        target: target.to_owned(),
-        read_only,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn policies_are_parsed() {
-        let stop_after = api::OnDisconnectSpec::StopAfterMs(30_000);
-        assert_eq!(on_disconnect("stop-after:30s"), Ok(stop_after));
-        assert_eq!(on_disconnect("keep"), Ok(api::OnDisconnectSpec::Keep));
-        assert!(on_disconnect("stop-after").is_err() && on_disconnect("keep:1s").is_err());
-        let three = restart("on-failure").unwrap();
-        assert_eq!(
-            (three.mode, three.limit),
-            (api::RestartMode::OnFailure, Some(3))
-        );
-        assert_eq!(restart("always").unwrap().limit, None);
-        assert_eq!(restart("on-failure:7").unwrap().limit, Some(7));
-        assert!(restart("never:1").is_err() && restart("sometimes").is_err());
-    }
-
-    #[test]
-    fn ports_and_mounts_are_parsed() {
-        assert_eq!(
-            port("80"),
-            Ok(api::PortSpec {
-                host: 0,
-                guest: 80,
-                udp: false
-            })
-        );
-        assert_eq!(
-            port("8080:80/udp"),
-            Ok(api::PortSpec {
-                host: 8080,
-                guest: 80,
-                udp: true
-            })
-        );
-        assert!(port("0").is_err() && port("70000").is_err() && port("80/sctp").is_err());
-        assert!(mount("/a:/b:ro").unwrap().read_only);
-        assert!(mount("a:/b").is_err() && mount("/a").is_err() && mount("/a:/b:x").is_err());
-    }
 
     #[test]
     fn a_rate_may_be_none() {
