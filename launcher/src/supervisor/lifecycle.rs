@@ -113,6 +113,9 @@ impl Supervisor {
             self.waiting.insert(id);
             return;
         }
+        if fence_at.is_some_and(|at| at <= now) {
+            return self.stop_record(now, id, StopCause::LeaseExpired, None, effects);
+        }
         record.stage = Stage::Launched;
         effects.push(Effect::Start {
             job: Arc::clone(&record.job),
@@ -120,6 +123,32 @@ impl Supervisor {
         });
         if let Some(at) = fence_at {
             self.deadline_at(now, id, at, effects);
+        }
+    }
+
+    /// Until when a `stop-after` attempt may start: what covers it now is over by then, and its owner
+    /// may have begun it anew elsewhere.
+    fn starts_by(&self, record: &Record) -> Option<Moment> {
+        let after_ms = record.job.stop_after_ms()?;
+        // Its START came under a lease; of later ones a restart knows nothing.
+        let lease = self.owner_leases.get(&record.job.id.owner);
+        let lease = lease.copied().unwrap_or_default();
+        Some(lease.max(record.job.received_at).after_ms(after_ms))
+    }
+
+    /// Before a new lease is taken up: ends what has waited through a gap that its fence does not
+    /// reach over.
+    pub(super) fn end_overdue(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        let waits = |record: &&Record| record.stage != Stage::Launched && !record.is_ended();
+        let overdue: Vec<AttemptId> = self
+            .records
+            .values()
+            .filter(waits)
+            .filter(|record| self.starts_by(record).is_some_and(|at| at <= now))
+            .map(|record| record.job.id)
+            .collect();
+        for id in overdue {
+            self.stop_record(now, id, StopCause::LeaseExpired, None, effects);
         }
     }
 
@@ -360,6 +389,12 @@ impl Supervisor {
                     }
                     if self.tombstones.forbids(id.owner, id.instance, id.attempt) {
                         return self.stop_record(now, id, StopCause::Asked, None, effects);
+                    }
+                    // A lease may have come before this: what it covers began after a gap.
+                    let after_ms = record.job.stop_after_ms();
+                    let starts_by = after_ms.map(|ms| record.job.received_at.after_ms(ms));
+                    if starts_by.is_some_and(|at| at <= now) {
+                        return self.stop_record(now, id, StopCause::LeaseExpired, None, effects);
                     }
                     self.launch(now, id, effects);
                 }

@@ -254,6 +254,7 @@ impl Supervisor {
             self.orphaned = 0;
         }
         self.raise_term(lease.term, effects);
+        self.end_overdue(now, effects);
         let until = sent_at.after_ms(lease.lease_ms.min(LEASE_LIMIT_MS));
         self.lease_until = self.lease_until.max(until);
         for owner in &lease.owners {

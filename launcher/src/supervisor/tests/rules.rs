@@ -272,6 +272,33 @@ fn rule_04_after_a_pause_the_session_and_its_unread_starts_are_thrown_away() {
 }
 
 #[test]
+fn rule_04_what_waited_past_its_fence_does_not_start_under_a_later_lease() {
+    // The process is back before the fence, or behind it.
+    for (away_ms, waits_ms) in [(100, 60_000), (60_000, 100)] {
+        let mut node = Node::ready();
+        let id = attempt(1, 1);
+        let body = StartBody {
+            on_disconnect: OnDisconnect::StopAfter { ms: 1_000 },
+            ..body()
+        };
+        node.start_with(id, &Demand::default(), &body);
+        assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+        node.restart();
+        node.now = node.now.after_ms(away_ms);
+        node.connect();
+        node.step(Event::Adopted {
+            id,
+            found: Found::NeverStarted,
+        });
+        node.wait_ms(waits_ms);
+        node.lease(&[id.owner]);
+        assert!(!node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+        assert_eq!(node.report().end.unwrap().cause, EndCause::LeaseExpired);
+        node.skim();
+    }
+}
+
+#[test]
 fn rule_04_stop_after_ends_work_when_its_owners_lease_runs_out() {
     let mut node = Node::ready();
     let id = attempt(1, 1);
