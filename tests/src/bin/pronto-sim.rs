@@ -1,6 +1,6 @@
 //! `pronto-sim`: runs the whole-cluster simulation for many seeds.
 
-use pronto_tests::sim::{Plant, SimConfig, run};
+use pronto_tests::sim::{Plant, SimConfig, Tally, run};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +98,7 @@ struct Totals {
     acknowledged: usize,
     attempts: usize,
     faults: usize,
+    tally: Tally,
     steps: u64,
     seconds: f64,
     /// Seed, and what was violated; the lowest seed first.
@@ -131,6 +132,7 @@ fn simulate(args: &Args, plant: Option<Plant>) -> Totals {
                             totals.acknowledged += outcome.acknowledged;
                             totals.attempts += outcome.attempts;
                             totals.faults += outcome.faults;
+                            totals.tally.add(&outcome.tally);
                             totals.steps += outcome.steps;
                             if let Some(failure) = outcome.failure {
                                 totals.failed.push((seed, failure));
@@ -182,6 +184,7 @@ fn report(args: &Args, totals: &Totals) -> ExitCode {
         totals.faults,
         totals.steps
     );
+    println!("of which: {}", totals.tally);
     let Some((seed, failure)) = totals.failed.first() else {
         println!("lost 0, ran twice 0");
         return ExitCode::SUCCESS;

@@ -163,6 +163,12 @@ impl Controller {
         }
     }
 
+    /// Whether something was handed to its disk and is not durable yet.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
     /// The process dies; what was not durable is lost.
     pub fn kill(&mut self) {
         self.planner = None;

@@ -19,10 +19,12 @@ pub mod plant;
 pub mod rng;
 pub mod sabotage;
 pub mod scheduler;
+pub mod tally;
 #[cfg(test)]
 mod tests;
 pub mod users;
 pub mod world;
 
 pub use plant::Plant;
+pub use tally::Tally;
 pub use world::{Outcome, SimConfig, World, run};

@@ -31,6 +31,10 @@ pub struct Touched {
     pub sent: BTreeSet<ConnId>,
     /// Connections to be closed once it is transmitted.
     pub refused: Vec<ConnId>,
+    /// How many frames filled their queue so far that their sender holds back.
+    pub brimming: u64,
+    /// How many frames found their queue full.
+    pub full: u64,
 }
 
 struct SimOutlet<'a> {
@@ -51,6 +55,7 @@ impl Outlet for SimOutlet<'_> {
                     *self.starts.entry(conn).or_default() += 1;
                 }
                 if self.net.is_brimming(conn, Side::Server) {
+                    self.touched.brimming += 1;
                     self.brimming.insert(conn);
                     Queued::Brimming
                 } else {
@@ -58,6 +63,7 @@ impl Outlet for SimOutlet<'_> {
                 }
             }
             Err(pronto_protocol::SendError::Full { .. }) => {
+                self.touched.full += 1;
                 self.brimming.insert(conn);
                 Queued::Full
             }

@@ -2,6 +2,7 @@
 
 use super::faults::Fault;
 use super::net::{Host, MS, Time};
+use super::tally::{EXPECTED, Tally};
 use super::{Outcome, SimConfig, run, users};
 
 /// The moments of half a second that a fault is tried at, a fraction of a millisecond apart.
@@ -301,6 +302,23 @@ fn a_seed_replays_byte_for_byte() {
         );
         assert_eq!(first.failure, None);
     }
+}
+
+/// Each kind of fault strikes something, and users do all that they can, within few seeds.
+#[test]
+fn everything_that_is_to_be_tried_happens() {
+    const SEEDS: u64 = 100;
+    let mut tally = Tally::default();
+    let mut missing = EXPECTED.to_vec();
+    for seed in 1..=SEEDS {
+        let outcome = checked(SimConfig::new(seed), &format!("seed {seed}"));
+        tally.add(&outcome.tally);
+        missing.retain(|what| !tally.0.contains_key(what));
+        if missing.is_empty() {
+            return;
+        }
+    }
+    panic!("{missing:?} did not happen in {SEEDS} seeds: {tally}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::plant::Plant;
 use super::rng::Rng;
 use super::sabotage;
 use super::scheduler::{SchedulerHost, TICK, Touched};
+use super::tally::Tally;
 use super::users;
 use pronto_controller::api::types::{EndReason, InstanceState};
 use pronto_controller::planner::{
@@ -122,6 +123,8 @@ pub struct Outcome {
     /// Attempts that stores did not know, and left alone.
     pub quarantined: usize,
     pub faults: usize,
+    /// What happened how often.
+    pub tally: Tally,
     pub steps: u64,
     /// When all had settled.
     pub settled_at: Time,
@@ -232,6 +235,7 @@ pub struct World {
     /// Hosts without a valid certificate, until when.
     expired: BTreeMap<Host, Time>,
     faults: usize,
+    tally: Tally,
     steps: u64,
     trace: VecDeque<String>,
     digest: u64,
@@ -338,6 +342,7 @@ impl World {
             frozen: BTreeMap::new(),
             expired: BTreeMap::new(),
             faults: 0,
+            tally: Tally::default(),
             steps: 0,
             trace: VecDeque::new(),
             digest: 0xcbf2_9ce4_8422_2325,
@@ -473,6 +478,7 @@ impl World {
             ends: self.ends(),
             quarantined: self.controllers.iter().map(Controller::quarantined).sum(),
             faults: self.faults,
+            tally: self.tally,
             steps: self.steps,
             settled_at,
         }

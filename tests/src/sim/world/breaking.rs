@@ -35,7 +35,9 @@ impl World {
                     self.close(conn, side);
                 }
                 let slot = &mut self.schedulers[scheduler as usize];
-                slot.process = None;
+                if slot.process.take().is_some() {
+                    self.tally.count("scheduler killed");
+                }
                 slot.life += 1;
                 self.after(back_after, Happening::SchedulerStart { scheduler });
             }
@@ -47,6 +49,9 @@ impl World {
                 host: Host::Node(node),
                 back_after,
             } => {
+                if self.nodes[node as usize].supervisor.is_some() {
+                    self.tally.count("launcher killed");
+                }
                 self.kill_node(node);
                 self.after(back_after, Happening::NodeStart { node });
             }
@@ -72,6 +77,7 @@ impl World {
                     Host::Controller(index) => self.controllers[index as usize].planner.is_some(),
                 };
                 if lives {
+                    self.tally.count("process stopped");
                     if !matches!(host, Host::Node(_)) {
                         self.frozen.insert(host, until);
                     }
@@ -84,8 +90,10 @@ impl World {
                 fenced,
             } => {
                 self.kill_node(node);
+                self.tally.count("power lost");
                 self.nodes[node as usize].power_cycle(self.now, &mut self.oracle);
                 if fenced {
+                    self.tally.count("node fenced");
                     let name = self.nodes[node as usize].name.clone();
                     let call = Call::DeleteNode {
                         node: name,
@@ -101,17 +109,23 @@ impl World {
                 let conns = self.net.all();
                 if !conns.is_empty() {
                     let conn = *self.rng.choose(&conns);
+                    self.tally.count("connection cut");
                     for (at, side) in self.net.cut(self.now, conn, &mut self.rng) {
                         self.at(at, Happening::Look { conn, side });
                     }
                 }
             }
             Fault::Block { from, to, time } => {
+                self.tally.count("one way blocked");
                 self.net.block(from, to);
                 self.after(time, Happening::Unblock { from, to });
             }
-            Fault::Isolate { host, time } => self.isolate(host, time),
+            Fault::Isolate { host, time } => {
+                self.tally.count("host cut off");
+                self.isolate(host, time);
+            }
             Fault::DiskStall { controller, time } => {
+                self.tally.count("disk stalled");
                 self.controllers[controller as usize].stalled_until = self.now + time;
             }
             Fault::Backup { controller } => {
@@ -128,9 +142,16 @@ impl World {
                 self.oracle
                     .restore(controller, |id| host.end_of(id).is_some());
             }
-            Fault::Delay { longest } => self.net.max_delay = longest,
-            Fault::Slow { host, by, time } => self.net.slow_down(host, by, self.now + time),
+            Fault::Delay { longest } => {
+                self.tally.count("frames delayed");
+                self.net.max_delay = longest;
+            }
+            Fault::Slow { host, by, time } => {
+                self.tally.count("peer slow");
+                self.net.slow_down(host, by, self.now + time);
+            }
             Fault::Lie { node, time } => {
+                self.tally.count("capacity lied about");
                 let until = self.now + time;
                 self.nodes[node as usize].lies_until = until;
                 // What it promised may be called in as long as the session lives in which it did.
@@ -138,17 +159,24 @@ impl World {
                 self.oracle.lying_until.insert(node, until + CALLED_IN);
             }
             Fault::Stutter { node, time } => {
+                self.tally.count("frames said twice");
                 self.nodes[node as usize].stutters_until = self.now + time;
             }
             Fault::BlackHole { node, time } => {
+                self.tally.count("node fails everything");
                 self.nodes[node as usize].swallows_until = self.now + time;
             }
             Fault::WallClock { controller, to } => {
+                self.tally.count("wall clock set");
                 self.controllers[controller as usize].unix_ms_at_zero = to;
             }
             Fault::Expire { host, time } => {
                 self.expired.insert(host, self.now + time);
-                for (conn, side) in self.net.of_host(host) {
+                let sessions = self.net.of_host(host);
+                if !sessions.is_empty() {
+                    self.tally.count("certificate expired");
+                }
+                for (conn, side) in sessions {
                     // Its peer, not the host itself, looks at certificates.
                     self.session_failed(
                         conn,
@@ -165,7 +193,14 @@ impl World {
             self.close(conn, Side::Client);
         }
         self.frozen.remove(&Host::Controller(controller));
-        self.controllers[controller as usize].kill();
+        let host = &mut self.controllers[controller as usize];
+        if host.planner.is_some() {
+            self.tally.count("controller killed");
+        }
+        if host.has_unsynced() {
+            self.tally.count("commit lost at a crash");
+        }
+        host.kill();
         self.waiting.retain(|_, (asked, _)| *asked != controller);
         self.after(back_after, Happening::ControllerStart { controller });
     }

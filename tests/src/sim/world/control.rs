@@ -1,6 +1,8 @@
 //! The controllers, and the users and administrators who ask them.
 
 use super::*;
+use pronto_controller::api::types::ErrorCode;
+use pronto_payloads::place::{Refusal, StartFailure};
 
 impl World {
     fn controller(&mut self, controller: u32) -> &mut Controller {
@@ -153,6 +155,7 @@ impl World {
                         let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
                         self.say(format_args!("controller-{controller} <- {said}"));
                     }
+                    self.count_full_cloud(&frame);
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),
@@ -162,6 +165,15 @@ impl World {
         self.controller_step(controller, events);
         if let Some(reason) = cut_off {
             self.controller_cut_off(controller, &reason);
+        }
+    }
+
+    fn count_full_cloud(&mut self, frame: &pronto_protocol::Frame) {
+        if frame.operand == Operand::StartFailure
+            && let Ok(failure) = decode::<StartFailure>(&frame.payload.to_bytes())
+            && failure.refusal == Refusal::CloudFull
+        {
+            self.tally.count("cloud full");
         }
     }
 
@@ -333,6 +345,9 @@ impl World {
             }
             (Some(Waiting::Submit { .. }), Err(refused)) => {
                 self.say(format_args!("user is refused: {}", refused.body.message));
+                if refused.body.code == ErrorCode::QuotaExceeded {
+                    self.tally.count("quota exceeded");
+                }
             }
             _ => {}
         }
@@ -368,6 +383,8 @@ impl World {
                         }
                     );
                     self.say(format_args!("user stops {}", id.short()));
+                    self.tally
+                        .count(if delete { "stop and delete" } else { "stop" });
                     self.call(controller, call, Waiting::Stop { id, delete });
                 }
             }
@@ -375,6 +392,7 @@ impl World {
                 let index = self.rng.below(self.nodes.len() as u64);
                 let name = format!("node-{index}");
                 self.say(format_args!("admin drains {name}"));
+                self.tally.count("drain");
                 let call = users::drain(&mut self.rng, name);
                 self.call(controller, call, Waiting::Other);
             }
@@ -390,6 +408,7 @@ impl World {
     pub(super) fn submit(&mut self, controller: u32, submit: SubmitCall) {
         let tenant = submit.tenant.clone().unwrap_or_default();
         self.say(format_args!("user submits {} for {tenant}", submit.count));
+        self.tally.count("submission");
         let expires = submit
             .spec
             .as_ref()

@@ -153,6 +153,7 @@ impl World {
         self.grant_node(node, wishes);
         if !lives && let Some((_, back_after)) = self.killing.remove(&node) {
             self.say(format_args!("node-{node} dies in the middle of a step"));
+            self.tally.count("launcher killed within a step");
             self.kill_node(node);
             self.after(back_after, Happening::NodeStart { node });
             return;

@@ -211,6 +211,9 @@ impl World {
                 }
                 process.drained(self.now, &mut self.net, &mut touched);
             }
+            self.tally.count_many("queue brimming", touched.brimming);
+            self.tally.count_many("queue full", touched.full);
+            (touched.brimming, touched.full) = (0, 0);
             if touched.sent.is_empty() && touched.refused.is_empty() {
                 return;
             }
