@@ -70,6 +70,8 @@ pub struct Oracle {
     pub lying_until: BTreeMap<u32, Time>,
     /// What each controller had acknowledged when the last copy of its store was made.
     backups: BTreeMap<u32, BTreeMap<InstanceId, Acknowledged>>,
+    /// Instances that a store was restored to before: they run on, and nobody can charge them.
+    forgotten: BTreeSet<InstanceId>,
     /// Refusals that were judged already, and how many there were on each node.
     refused: BTreeSet<AttemptId>,
     pub refused_by: BTreeMap<u32, usize>,
@@ -124,6 +126,11 @@ impl Oracle {
         let Some(copy) = self.backups.get(&controller) else {
             return;
         };
+        let is_lost = |id: &&InstanceId| !copy.contains_key(*id);
+        let mine = self.acknowledged.iter();
+        let mine = mine.filter(|(_, promise)| promise.controller == controller);
+        self.forgotten
+            .extend(mine.map(|(id, _)| id).filter(is_lost).copied());
         self.acknowledged
             .retain(|_, promise| promise.controller != controller);
         self.acknowledged
@@ -263,6 +270,7 @@ impl Oracle {
             .iter()
             .filter(|(id, running)| id.owner == owner && running.tenant == tenant)
             .map(|(id, _)| id.instance)
+            .filter(|instance| !self.forgotten.contains(instance))
             .collect();
         if instances.len() as u64 > quota {
             let count = instances.len();
