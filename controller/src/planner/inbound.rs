@@ -17,6 +17,7 @@ use pronto_protocol::operand::Operand;
 impl State {
     /// Every frame that a scheduler sends. What can't be decoded is said and passed over.
     pub(crate) fn on_frame(&mut self, frame: Frame) {
+        self.link.heard_ns = self.now.mono_ns;
         if let Err(error) = self.take_frame(frame) {
             self.warn(format!("a frame of the scheduler is not accepted: {error}"));
         }

@@ -406,12 +406,14 @@ impl State {
             return;
         }
         let lost_after_ns = ns(self.settings.lost_after_ms);
+        // A scheduler that is not heard may have had the node back for long: each GRANT is answered.
+        let heard_ns = self.link.heard_ns;
         let overdue: Vec<u32> = self
             .nodes
             .iter()
             .filter(|(_, node)| {
                 let since = node.disconnected_ns.max(self.link.since_ns);
-                !node.connected && !node.lost && self.now.mono_ns - since >= lost_after_ns
+                !node.connected && !node.lost && heard_ns - since >= lost_after_ns
             })
             .map(|(index, _)| index)
             .collect();

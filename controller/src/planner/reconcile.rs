@@ -57,6 +57,8 @@ pub(crate) struct Link {
     pub(crate) address: String,
     pub(crate) active: bool,
     pub(crate) since_ns: i64,
+    /// When the scheduler said something last, were it the answer to a GRANT.
+    pub(crate) heard_ns: i64,
     /// ACTIVATE is confirmed and the list of nodes is complete.
     ready: bool,
     /// How often a session broke, the controller's start included.
@@ -88,6 +90,7 @@ impl Link {
             address: String::new(),
             active: false,
             since_ns: now_ns,
+            heard_ns: now_ns,
             ready: false,
             breaks: 1,
             window: 0,
@@ -141,6 +144,7 @@ impl State {
         self.link.address = up.address;
         self.link.active = up.active;
         self.link.since_ns = self.now.mono_ns;
+        self.link.heard_ns = self.now.mono_ns;
         self.link.window = up.welcome.start_window.max(1);
         self.link.lease_ms = up.welcome.lease_ms.max(self.link.lease_ms);
         self.link.listed.clear();

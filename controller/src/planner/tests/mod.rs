@@ -80,6 +80,8 @@ pub(crate) struct Harness {
     now: Now,
     /// Commit by itself after each step.
     pub(crate) auto_commit: bool,
+    /// Nothing comes from the scheduler.
+    pub(crate) deaf: bool,
     pub(crate) batches: VecDeque<Batch>,
     pub(crate) sent: VecDeque<Sent>,
     replies: BTreeMap<u64, Result<Reply, Refused>>,
@@ -142,6 +144,7 @@ impl Harness {
             settings,
             now,
             auto_commit: true,
+            deaf: false,
             batches: VecDeque::new(),
             sent: VecDeque::new(),
             replies: BTreeMap::new(),
@@ -269,6 +272,10 @@ impl Harness {
             self.now.unix_ms += ((next - self.now.mono_ns) / MS).unsigned_abs();
             self.now.mono_ns = next;
             self.step(Event::Tick);
+            if self.state.link.up && !self.deaf {
+                // The answer to a GRANT.
+                self.frame(Operand::Done, 0, Vec::new());
+            }
         }
     }
 

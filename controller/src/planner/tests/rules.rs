@@ -299,6 +299,27 @@ fn rule_04_keep_is_rescheduled_after_lost_after_and_ended_on_return() {
 }
 
 #[test]
+fn rule_04_no_node_is_lost_while_the_scheduler_is_not_heard() {
+    let mut h = Harness::new();
+    let (a, b) = (node("a"), node("b"));
+    h.connect(&[a.clone(), b.clone()]);
+    h.submit(sim(), 1);
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.running("a", first);
+    h.node_down(&a);
+    h.pass(59_000);
+    h.deaf = true;
+    h.pass(6_000);
+    assert!(h.sent.is_empty(), "it may be back for long");
+    h.deaf = false;
+    h.pass(1_000);
+    let second = h.start().0;
+    assert_eq!(second.id.attempt.0, 2);
+    h.placed(second.id, &b);
+}
+
+#[test]
 fn rule_04_stop_after_waits_for_lease_end_and_grace() {
     let mut h = Harness::new();
     let (a, b) = (node("a"), node("b"));
