@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectArgs {
     /// Launchers that connect; each takes a file descriptor here and one in the scheduler
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) launchers: u32,
 }
 

@@ -30,13 +30,13 @@ const DIALING: usize = 64;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct OverloadArgs {
     /// Instances that wait
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) pending: u32,
     /// Users at once
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     pub(crate) clients: usize,
     /// Seconds of the measurement
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub(crate) seconds: u64,
 }
 
