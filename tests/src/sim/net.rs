@@ -243,6 +243,10 @@ impl Net {
                 continue;
             };
             let pipe = &mut conn.pipes[side.index()];
+            if pipe.closes_at.is_some() {
+                // Cut, which this end does not know yet: behind the gap nothing arrives.
+                continue;
+            }
             let late = self
                 .slow
                 .get(&reader)

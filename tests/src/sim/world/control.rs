@@ -132,9 +132,12 @@ impl World {
         for arrival in arrivals {
             match arrival {
                 Arrival::Welcome(welcome) => {
-                    let Ok(body) = decode::<SchedulerWelcome>(&welcome.body) else {
-                        self.oracle.violate("WELCOME can't be decoded".to_owned());
-                        return;
+                    let body = match decode::<SchedulerWelcome>(&welcome.body) {
+                        Ok(body) => body,
+                        Err(error) => {
+                            let text = format!("WELCOME can't be decoded: {error}, {welcome:?}");
+                            return self.oracle.violate(text);
+                        }
                     };
                     let host = self.controller(controller);
                     host.welcomed = true;
