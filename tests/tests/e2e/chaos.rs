@@ -1,7 +1,7 @@
 //! Chaos on a real network: daemons killed and stopped, hosts cut off, one fault after the other,
 //! while clients submit; and what is left at the end.
 //!
-//! `PRONTO_CHAOS_SECONDS` says for how long (60), `PRONTO_CHAOS_SEED` with which faults. The order
+//! `PRONTO_CHAOS_SECONDS` says for how long (60), `PRONTO_CHAOS_SEED` with which faults (7). The order
 //! and kind of the faults follow from the seed; the machine's timing does not.
 
 use crate::cluster::wait_until;
@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const LAUNCHERS: usize = 5;
+/// Of the launchers, those whose link to the schedulers can be slow.
+const RELAYED: usize = 2;
 const CLIENTS: usize = 2;
 
 /// Draws of one seed: splitmix64.
@@ -43,10 +45,12 @@ enum Fault {
     /// SIGSTOP; SIGCONT afterwards.
     Stop(String),
     Cut(String, Cut),
+    /// The relay's links take so much longer, each way.
+    Slow(Duration),
 }
 
 impl Fault {
-    fn draw(draws: &mut Draws) -> (Self, Duration) {
+    fn draw(draws: &mut Draws, rig: &Rig) -> (Self, Duration) {
         let node = launcher(1 + usize::try_from(draws.below(LAUNCHERS as u64)).expect("small"));
         let victim = match draws.below(4) {
             0 => scheduler(1),
@@ -68,6 +72,11 @@ impl Fault {
                 };
                 (Self::Cut(node, how), draws.millis(500, 6_000))
             }
+            // It has no port of its own towards a scheduler.
+            _ if rig.is_relayed(&node) => (
+                Self::Slow(draws.millis(10, 1_500)),
+                draws.millis(500, 6_000),
+            ),
             _ => (
                 Self::Cut(node, Cut::From("scheduler-1")),
                 draws.millis(500, 6_000),
@@ -82,6 +91,7 @@ impl Fault {
             Self::Cut(_, Cut::Cable) => "cable pulled",
             Self::Cut(_, Cut::Deaf | Cut::Mute) => "dropped one way",
             Self::Cut(_, Cut::From(_)) => "cut off from one scheduler",
+            Self::Slow(_) => "slow link",
         }
     }
 
@@ -90,6 +100,7 @@ impl Fault {
             Self::Kill(name) => rig.kill(name),
             Self::Stop(name) => rig.signal(name, "STOP"),
             Self::Cut(host, how) => rig.network().cut(host, *how),
+            Self::Slow(delay) => rig.relay().delay(*delay),
         }
     }
 
@@ -98,6 +109,7 @@ impl Fault {
             Self::Kill(name) => rig.start(name),
             Self::Stop(name) => rig.signal(name, "CONT"),
             Self::Cut(host, how) => rig.network().mend(host, *how),
+            Self::Slow(_) => rig.relay().delay(Duration::ZERO),
         }
     }
 }
@@ -144,7 +156,7 @@ fn lines(path: &str) -> Vec<Line> {
 #[test]
 fn nothing_is_lost_and_nothing_runs_twice_whatever_fails() {
     let seconds = setting("PRONTO_CHAOS_SECONDS", 60);
-    let seed = setting("PRONTO_CHAOS_SEED", 1);
+    let seed = setting("PRONTO_CHAOS_SEED", 7);
     eprintln!("chaos for {seconds} s from seed {seed}");
     let mut rig = Rig::new(
         "chaos",
@@ -152,6 +164,7 @@ fn nothing_is_lost_and_nothing_runs_twice_whatever_fails() {
             schedulers: 2,
             launchers: LAUNCHERS,
             network: true,
+            relayed: RELAYED,
             controller: "lost_after_ms = 3000".to_owned(),
             ..Plan::default()
         },
@@ -220,7 +233,7 @@ fn nothing_is_lost_and_nothing_runs_twice_whatever_fails() {
         let mut draws = Draws(seed);
         let end = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < end {
-            let (fault, lasts) = Fault::draw(&mut draws);
+            let (fault, lasts) = Fault::draw(&mut draws, &rig);
             eprintln!("{fault:?} for {lasts:?}");
             *faults.entry(fault.name()).or_default() += 1;
             fault.begin(&mut rig);

@@ -15,5 +15,6 @@ mod faults;
 mod network;
 mod peers;
 mod recovery;
+mod relay;
 mod rig;
 mod samples;

@@ -9,6 +9,7 @@
 //! value is dropped, also when the test fails; those that a killed test left are removed by the
 //! next one, which knows them by a pid that is no more.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Namespaces of tests are called so, and nothing else is.
@@ -79,7 +80,7 @@ fn sweep() {
             .strip_prefix(PREFIX)
             .and_then(|rest| rest.split('-').next())
             .and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             ip(&["netns", "del", name]);
         }
     }
@@ -130,9 +131,15 @@ impl Network {
         format!("10.231.0.{}", number.expect("a host of this network") + 1)
     }
 
+    /// The file that names a host's network namespace.
+    pub(crate) fn namespace(&self, host: &str) -> PathBuf {
+        debug_assert!(self.hosts.iter().any(|known| known == host));
+        Path::new("/run/netns").join(namespace(host))
+    }
+
     /// A command on a host. It replaces `nsenter`, so that the child's pid is the program's own;
     /// mounts stay the machine's, since control groups live there.
-    pub(crate) fn command(host: &str, program: &std::path::Path) -> Command {
+    pub(crate) fn command(host: &str, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", namespace(host)))

@@ -7,6 +7,7 @@
 
 use crate::cluster::{pronto, signal, wait_until};
 use crate::network::Network;
+use crate::relay::Relay;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -20,6 +21,9 @@ pub(crate) struct Plan {
     pub(crate) launchers: usize,
     /// Each daemon in a network namespace of its own, instead of on loopback.
     pub(crate) network: bool,
+    /// How many launchers, the last of them, reach the schedulers by a relay that can be slow. With
+    /// a network alone.
+    pub(crate) relayed: usize,
     /// Lines for the controller's configuration.
     pub(crate) controller: String,
     /// Lines for the schedulers' configurations.
@@ -29,6 +33,10 @@ pub(crate) struct Plan {
 /// Host that users' commands run on.
 const USER: &str = "user";
 const CONTROLLER: &str = "controller";
+/// Host of the relay, where launchers go by one.
+const RELAY: &str = "relay";
+/// Of the first scheduler there, and those behind it of the others.
+const RELAY_PORT: u16 = 7461;
 
 /// A cluster, its processes and its files.
 #[derive(Debug)]
@@ -36,6 +44,7 @@ pub(crate) struct Rig {
     root: PathBuf,
     daemons: BTreeMap<String, Child>,
     addresses: BTreeMap<String, String>,
+    relay: Option<Relay>,
     network: Option<Network>,
     plan: Plan,
 }
@@ -46,6 +55,11 @@ pub(crate) fn scheduler(number: usize) -> String {
 
 pub(crate) fn launcher(number: usize) -> String {
     format!("node-{number}")
+}
+
+/// What a scheduler is called whose address is the relay's.
+fn relayed(scheduler: &str) -> String {
+    format!("{scheduler} by relay")
 }
 
 fn free_port() -> u16 {
@@ -63,8 +77,8 @@ impl Rig {
         let launchers: Vec<String> = (1..=plan.launchers).map(launcher).collect();
         let network = plan.network.then(|| {
             let hosts = schedulers.iter().chain(&launchers).cloned();
-            let hosts: Vec<String> = hosts.chain([CONTROLLER.into(), USER.into()]).collect();
-            Network::new(&hosts)
+            let others = [CONTROLLER, USER, RELAY].map(str::to_owned);
+            Network::new(&hosts.chain(others).collect::<Vec<_>>())
         });
         let mut addresses = BTreeMap::new();
         for host in schedulers.iter().map(String::as_str).chain([CONTROLLER]) {
@@ -74,10 +88,23 @@ impl Rig {
             };
             addresses.insert(host.to_owned(), address);
         }
+        let relay = network
+            .as_ref()
+            .filter(|_| plan.relayed > 0)
+            .map(|network| {
+                let mut routes = Vec::new();
+                for (port, name) in (RELAY_PORT..).zip(&schedulers) {
+                    let by_relay = format!("{}:{port}", network.address(RELAY));
+                    routes.push((by_relay.clone(), addresses[name].clone()));
+                    addresses.insert(relayed(name), by_relay);
+                }
+                Relay::new(network, RELAY, routes)
+            });
         let rig = Self {
             root,
             daemons: BTreeMap::new(),
             addresses,
+            relay,
             network,
             plan,
         };
@@ -126,8 +153,26 @@ impl Rig {
         format!("schedulers = {all:?}")
     }
 
+    /// Whether a launcher reaches the schedulers by the relay.
+    pub(crate) fn is_relayed(&self, name: &str) -> bool {
+        let direct = self.plan.launchers - self.plan.relayed;
+        (direct + 1..=self.plan.launchers).any(|number| launcher(number) == name)
+    }
+
+    /// The relay, where there is one.
+    pub(crate) fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("planned with a relay")
+    }
+
     /// Writes a launcher's configuration, with its schedulers in this order.
     pub(crate) fn configure_launcher(&self, name: &str, schedulers: &[String]) {
+        let by_relay = schedulers.iter().map(|name| relayed(name));
+        let by_relay: Vec<String> = by_relay.collect();
+        let schedulers = if self.is_relayed(name) {
+            &by_relay
+        } else {
+            schedulers
+        };
         let text = format!(
             "{}\ndata_dir = {:?}\nshare = \"1/{}\"\nrun_as_invoker = true\n\
              runtimes = [\"exec\", \"sim\"]\n",
