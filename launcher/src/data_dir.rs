@@ -3,7 +3,8 @@
 //! ```text
 //! lock                      held by the launcher that uses the directory
 //! node.json                 node uuid, session epoch, mode, term, epochs of owners      (fsynced)
-//! tombstones.jsonl          what STOP forbade
+//! tombstones.jsonl          what STOP forbade, and ends of what never started
+//! reserve                   room for these two on a full disk
 //! shim.sock, shim.pid, shim.log
 //! qemu/                     the same of the shim that owns virtual machines
 //! instances/<instance>.<attempt>/
@@ -45,6 +46,12 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// What must not start, or not again.
+    #[must_use]
+    pub fn tombstones(&self) -> PathBuf {
+        self.0.join("tombstones.jsonl")
     }
 
     /// Who this directory's shim is.

@@ -6,6 +6,8 @@
 //!
 //! It leaves names to `data_dir` and everything about processes to the runtimes.
 
+mod reserve;
+
 use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, WORK_DIRECTORY, parse_key};
 use crate::shim::message::EXIT_FILE;
 use crate::supervisor::record::JOB_FORMAT;
@@ -15,6 +17,7 @@ use anyhow::{Context, bail};
 use pronto_payloads::ids::{InstanceId, NodeUuid, OwnerId, SessionEpoch};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
+use reserve::Reserve;
 use rustix::fs::{Mode, OFlags, RawDir};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +55,7 @@ pub struct NodeStore {
     node: NodeFile,
     tombstones: File,
     tombstone_lines: usize,
+    reserve: Reserve,
     /// Held while this process lives.
     _lock: File,
 }
@@ -76,8 +80,9 @@ impl NodeStore {
             },
             Err(error) => return Err(error).with_context(|| node_path.display().to_string()),
         };
-        let tombstones_path = directory.path().join("tombstones.jsonl");
+        let tombstones_path = directory.tombstones();
         let tombstones = read_tombstones(&tombstones_path)?;
+        let reserve_path = directory.path().join("reserve");
         let restored = Restored {
             node: node.record.clone(),
             jobs: read_jobs(&directory)?,
@@ -87,10 +92,16 @@ impl NodeStore {
             directory,
             node,
             tombstones: open_append(&tombstones_path)?,
-            tombstone_lines: 0,
+            tombstone_lines: restored.tombstones.len(),
+            reserve: Reserve::open(&reserve_path)
+                .with_context(|| reserve_path.display().to_string())?,
             _lock: lock,
         };
-        store.rewrite_tombstones(&restored.tombstones)?;
+        // The last line may have been cut by a crash.
+        store
+            .reserve
+            .write(|| append(&store.tombstones, b"\n"))
+            .with_context(|| tombstones_path.display().to_string())?;
         store.write_node()?;
         Ok((store, restored))
     }
@@ -120,44 +131,59 @@ impl NodeStore {
         self.write_node()
     }
 
-    /// Keeps a tombstone; not synced.
+    /// Keeps what a STOP forbade; not synced. Where the disk is full it takes room that was set aside.
     ///
     /// # Errors
     /// If it can't be written.
     pub fn keep_tombstone(&mut self, tombstone: &Tombstone) -> anyhow::Result<()> {
-        if self.tombstone_lines >= TOMBSTONE_LINES {
-            let path = self.directory.path().join("tombstones.jsonl");
-            let mut all = read_tombstones(&path)?;
-            let excess = all.len().saturating_sub(TOMBSTONES);
-            all.drain(..excess);
-            self.rewrite_tombstones(&all)?;
-        }
-        let mut line = serde_json::to_vec(tombstone)?;
-        line.push(b'\n');
-        self.tombstones
-            .write_all(&line)
-            .context("a tombstone can't be written")?;
-        self.tombstone_lines += 1;
-        Ok(())
+        let line = self.next_line(tombstone)?;
+        self.reserve
+            .write(|| append(&self.tombstones, &line))
+            .context("a tombstone can't be written")
     }
 
-    fn rewrite_tombstones(&mut self, tombstones: &[Tombstone]) -> anyhow::Result<()> {
+    /// The same of what never started, without the room set aside: on a full disk that is each START.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn keep_end(&mut self, tombstone: &Tombstone) -> anyhow::Result<()> {
+        let line = self.next_line(tombstone)?;
+        append(&self.tombstones, &line).context("an end can't be written")
+    }
+
+    fn next_line(&mut self, tombstone: &Tombstone) -> anyhow::Result<Vec<u8>> {
+        if self.tombstone_lines >= TOMBSTONE_LINES {
+            self.rewrite_tombstones()?;
+        }
+        self.tombstone_lines += 1;
+        let mut line = serde_json::to_vec(tombstone)?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    /// Without those that are obsolete.
+    fn rewrite_tombstones(&mut self) -> anyhow::Result<()> {
+        let path = self.directory.tombstones();
+        let mut all = read_tombstones(&path)?;
+        let excess = all.len().saturating_sub(TOMBSTONES);
+        all.drain(..excess);
         let mut text = Vec::new();
-        for tombstone in tombstones {
+        for tombstone in &all {
             serde_json::to_writer(&mut text, tombstone)?;
             text.push(b'\n');
         }
-        let path = self.directory.path().join("tombstones.jsonl");
-        replace(&path, &text, false)?;
+        replace(&path, &text, false).with_context(|| path.display().to_string())?;
         self.tombstones = open_append(&path)?;
-        self.tombstone_lines = tombstones.len();
+        self.tombstone_lines = all.len();
         Ok(())
     }
 
-    fn write_node(&self) -> anyhow::Result<()> {
+    fn write_node(&mut self) -> anyhow::Result<()> {
         let path = self.directory.path().join("node.json");
         let text = serde_json::to_vec_pretty(&self.node)?;
-        replace(&path, &text, true).with_context(|| path.display().to_string())
+        self.reserve
+            .write(|| replace(&path, &text, true))
+            .with_context(|| path.display().to_string())
     }
 }
 
@@ -513,8 +539,17 @@ fn open_append(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("can't open {}", path.display()))
 }
 
+/// All of it or nothing: a half would spoil the next line too.
+fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    file.write_all(bytes).inspect_err(|_| {
+        // What remains is not read as a line.
+        let _ = file.set_len(before);
+    })
+}
+
 /// Replaces a file as a whole.
-fn replace(path: &Path, bytes: &[u8], sync: bool) -> anyhow::Result<()> {
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)

@@ -292,7 +292,7 @@ impl Shell {
                     self.node_store.keep_tombstone(&tombstone)?;
                 }
                 Effect::Keep(Durable::Over(tombstone)) => {
-                    if let Err(error) = self.node_store.keep_tombstone(&tombstone) {
+                    if let Err(error) = self.node_store.keep_end(&tombstone) {
                         tracing::warn!("{error:#}");
                     }
                 }

@@ -440,7 +440,7 @@ impl Node {
             id,
             Running {
                 node: self.index,
-                since: now,
+                since: self.time(job.received_at),
                 demand: job.demand.clone(),
                 on_disconnect: job.body.on_disconnect,
                 tenant: job.body.tenant.clone(),

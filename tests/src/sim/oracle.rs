@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 pub struct Running {
     pub node: u32,
+    /// When its node got it: work that waited through an outage had its successor by then.
     pub since: Time,
     pub demand: Demand,
     pub on_disconnect: OnDisconnect,
@@ -58,7 +59,7 @@ pub struct Oracle {
     pub asked_to_stop: BTreeSet<InstanceId>,
     /// An administrator has drained something: then what can't move is stopped.
     pub drained: bool,
-    /// The attempt that succeeded, its node, and since when it had run.
+    /// The attempt that succeeded, its node, and since when that had it.
     succeeded: BTreeMap<InstanceId, (Attempt, u32, Time)>,
     /// When a node was cut off from its owner, or lost power, last.
     excused: BTreeMap<(OwnerId, u32), Time>,

@@ -1,7 +1,11 @@
-//! Daemons killed while they work: nothing acknowledged is lost, no attempt runs twice.
+//! Daemons killed while they work, and a disk that is full: nothing acknowledged is lost, no attempt
+//! runs twice, and what runs can be stopped.
 
 use crate::cluster::{Cluster, wait_until};
 use crate::evidence::Evidence;
+use crate::rig::{Plan, Rig, launcher};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 /// Duplicates of work that was thought dead show up late; how long to look for them.
@@ -122,4 +126,76 @@ fn an_end_while_the_controller_is_down_is_found() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout)
             .is_ok_and(|shown| shown["instance"]["end"]["code"] == 3)
     });
+}
+
+/// A small file system in memory, until it is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(options: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("pronto-e2e-disk-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]);
+        let mounted = mount.arg(&path).status().expect("mount is there");
+        assert!(mounted.success(), "this test needs root");
+        Self(path)
+    }
+
+    fn is_full(&self) -> bool {
+        let disk = rustix::fs::statvfs(&self.0).expect("it is mounted");
+        disk.f_bavail * disk.f_bsize < 64 * 1024
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} may still be mounted", self.0.display());
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A workload fills its node's disk. It can be stopped all the same, also by a launcher that was
+/// started meanwhile; then the node takes work again.
+#[test]
+fn what_fills_the_disk_can_be_stopped() {
+    // A node with less than 256 MiB takes no work. It is dropped behind the cluster that uses it.
+    let disk = SmallDisk::new("size=400m");
+    let plan = Plan {
+        schedulers: 1,
+        launchers: 1,
+        ..Plan::default()
+    };
+    let mut rig = Rig::new("full-disk", plan);
+    std::fs::create_dir_all(rig.path("data")).expect("a directory");
+    std::os::unix::fs::symlink(&disk.0, rig.path("data/node-1")).expect("a link");
+    rig.start_all();
+    rig.await_ready(1);
+    let fill = |rig: &Rig| {
+        // What is on this disk is its memory.
+        let script = "cat /dev/zero > filler; exec sleep 1000";
+        let created = rig.must(&[
+            "run", "--detach", "--memory", "1G", "--", "sh", "-c", script,
+        ]);
+        wait_until("the disk is full", || disk.is_full());
+        created.trim().to_owned()
+    };
+    let stop = |rig: &Rig, instance: &str| {
+        rig.must(&["stop", "instance", instance, "--grace", "0s"]);
+        wait_until("it is stopped", || {
+            rig.field(instance, "state") == "stopped"
+        });
+        wait_until("there is room", || !disk.is_full());
+    };
+    let first = fill(&rig);
+    stop(&rig, &first);
+    let second = fill(&rig);
+    rig.kill(&launcher(1));
+    rig.start(&launcher(1));
+    stop(&rig, &second);
+    rig.await_ready(1);
+    rig.must(&["run", "--", "true"]);
 }
