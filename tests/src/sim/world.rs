@@ -188,6 +188,10 @@ enum Happening {
         last: u64,
     },
     User,
+    Restore {
+        controller: u32,
+        node: u32,
+    },
     Submit(Box<SubmitCall>),
     Fault,
     Scripted(Fault),
@@ -210,6 +214,7 @@ struct SchedulerSlot {
 enum Waiting {
     Submit { tenant: String, expires: bool },
     Stop { id: InstanceId, delete: bool },
+    Restore { node: u32 },
     Other,
 }
 
@@ -501,9 +506,13 @@ impl World {
 
     fn restore_nodes_of(&mut self, controller: u32) {
         for node in 0..self.config.nodes {
-            let name = self.nodes[node as usize].name.clone();
-            self.call(controller, Call::Restore(name), Waiting::Other);
+            self.restore_node(controller, node);
         }
+    }
+
+    fn restore_node(&mut self, controller: u32, node: u32) {
+        let name = self.nodes[node as usize].name.clone();
+        self.call(controller, Call::Restore(name), Waiting::Restore { node });
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -511,6 +520,7 @@ impl World {
             Happening::Look { conn, side } => self.look(conn, side),
             Happening::SchedulerTick { scheduler, life } => self.scheduler_tick(scheduler, life),
             Happening::Beat => self.beat(),
+            Happening::Restore { controller, node } => self.restore_node(controller, node),
             Happening::NodeStart { node } => self.node_start(node),
             Happening::NodeDial { node, life } => self.node_dial(node, life),
             Happening::NodeWake { node, life, at } => {

@@ -4,6 +4,9 @@ use super::*;
 use pronto_controller::api::types::ErrorCode;
 use pronto_payloads::place::{Refusal, StartFailure};
 
+/// An administrator who was told that there is no such node asks again.
+const RESTORED_AGAIN_AFTER: Time = 5_000 * MS;
+
 impl World {
     fn controller(&mut self, controller: u32) -> &mut Controller {
         &mut self.controllers[controller as usize]
@@ -351,6 +354,13 @@ impl World {
                 if refused.body.code == ErrorCode::QuotaExceeded {
                     self.tally.count("quota exceeded");
                 }
+            }
+            // A node that was deleted is not known until it comes back, drained as it was.
+            (Some(Waiting::Restore { node }), Err(refused))
+                if refused.body.code == ErrorCode::NotFound && !self.is_busy() =>
+            {
+                let again = Happening::Restore { controller, node };
+                self.after(RESTORED_AGAIN_AFTER, again);
             }
             _ => {}
         }
