@@ -9,6 +9,7 @@ pub mod data_dir;
 pub mod logs;
 pub mod moment;
 pub mod node;
+pub mod privileges;
 pub mod runtime;
 mod shell;
 pub mod shim;

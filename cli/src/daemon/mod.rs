@@ -150,6 +150,7 @@ pub(crate) fn launcher(args: &LauncherArgs) -> Outcome {
     if args.check {
         return checked(&config.tls, Role::Launcher);
     }
+    pronto_launcher::privileges::give_up().context("can't give up privileges of root")?;
     match args.simulate {
         None => run(&args.daemon, |shutdown| {
             pronto_launcher::run(config, shutdown)

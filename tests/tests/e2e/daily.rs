@@ -531,3 +531,26 @@ fn a_list_is_watched() {
     watcher.kill().expect("it watches still");
     watcher.wait().expect("a child");
 }
+
+/// Neither a launcher nor what it runs can load a kernel module, set the clock or turn the machine off,
+/// also where it is root.
+#[test]
+fn a_launcher_gives_up_what_no_workload_needs() {
+    /// CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT and CAP_SYS_TIME.
+    const GIVEN_UP: u64 = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 25;
+    let cluster = Cluster::start("privileges", 1);
+    let pid = cluster.daemons("launcher")[0];
+    let launcher = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let workload = cluster.must(&["run", "--", "cat", "/proc/self/status"]);
+    for status in [launcher, workload] {
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(set));
+            let hex = line.expect("each has it").trim_start_matches(':').trim();
+            let has = u64::from_str_radix(hex, 16).expect("a number");
+            // Who is not root can't change the bounding set, and has nothing that it bounds.
+            if set != "CapBnd" || rustix::process::geteuid().is_root() {
+                assert_eq!(has & GIVEN_UP, 0, "{set} of:\n{status}");
+            }
+        }
+    }
+}
