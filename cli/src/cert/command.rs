@@ -1,5 +1,6 @@
-//! `pronto cert init|issue|show|renew`.
+//! `pronto cert init|issue|show|renew|revoke`.
 
+use super::revoke::{REVOKED, Serial, parse_serial};
 use super::{Authority, CA_DAYS, CA_KEY, DAYS, Pair, Terms, read_text, show};
 use crate::exit::{Failure, OK, Outcome};
 use crate::output::{Format, print_value, say};
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 /// Certificates issued by one command: a large cluster's worth.
 const MAX_COUNT: u32 = 100_000;
 
-/// Make and renew the certificates of a cluster
+/// Make, renew and revoke the certificates of a cluster
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertCommand {
     /// Make a cluster's certificate authority
@@ -44,6 +45,21 @@ pub(crate) enum CertCommand {
         /// Days of validity from now
         #[arg(long, default_value_t = DAYS)]
         days: u32,
+    },
+    /// Add certificates to the authority's revocation list
+    ///
+    /// The list is revoked.pem in the authority's directory. Copy it to each machine: a daemon that
+    /// names it as `crl` under [tls] refuses what is on it within ten seconds, and ends its sessions.
+    Revoke {
+        /// Certificates, PEM
+        #[arg(value_name = "FILE", required_unless_present = "serials")]
+        files: Vec<PathBuf>,
+        /// A certificate that is not at hand, by its serial number; may be repeated
+        #[arg(long = "serial", id = "serials", value_name = "HEX", value_parser = parse_serial)]
+        serials: Vec<Serial>,
+        /// The authority's directory
+        #[arg(long, default_value = "pki", value_name = "DIR")]
+        ca_dir: PathBuf,
     },
 }
 
@@ -109,6 +125,20 @@ pub(crate) fn run(command: &CertCommand, format: Format) -> Outcome {
             };
             let identity = Authority::open(ca_dir)?.renew(&pair, *days)?;
             say!("renewed {} for {days} days: {identity}", file.display());
+        }
+        CertCommand::Revoke {
+            files,
+            serials,
+            ca_dir,
+        } => {
+            let authority = Authority::open(ca_dir)?;
+            let mut serials = serials.clone();
+            for file in files {
+                serials.push(authority.serial_of(ca_dir, file)?);
+            }
+            let listed = authority.revoke(ca_dir, &serials)?;
+            let path = ca_dir.join(REVOKED);
+            say!("{} lists {listed} revoked", path.display());
         }
     }
     Ok(OK)

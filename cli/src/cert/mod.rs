@@ -2,10 +2,11 @@
 //!
 //! ECDSA P-256 keys, X.509 certificates whose one SPIFFE URI is the identity that
 //! [`pronto_protocol::identity`] reads. Private keys are 0600 and nothing is ever overwritten,
-//! except by [`Authority::renew`], which replaces a certificate in one rename. What the commands print is
+//! except by [`Authority::renew`] and [`Authority::revoke`], which replace a file in one rename. What the commands print is
 //! left to [`command`].
 
 pub(crate) mod command;
+mod revoke;
 mod show;
 
 use crate::exit::{Exit, Failure};
@@ -186,11 +187,7 @@ impl Authority {
             hosts: show::hosts(&old)?,
         };
         let new = self.sign(&identity, &key, &terms)?;
-        let fresh = pair.cert.with_extension("crt.new");
-        let _ = std::fs::remove_file(&fresh);
-        write_new(&fresh, new.as_bytes(), PUBLIC)?;
-        std::fs::rename(&fresh, &pair.cert)
-            .with_context(|| format!("can't replace {}", pair.cert.display()))?;
+        replace(&pair.cert, new.as_bytes(), PUBLIC)?;
         Ok(identity)
     }
 }
@@ -214,14 +211,19 @@ fn params(days: u32) -> Result<CertificateParams, Failure> {
             "{days} days; accepted: 1 to {MAX_DAYS}"
         )));
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .context("this machine's clock stands before 1970")?;
+    let now = now()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.not_before = date_time_ymd(1970, 1, 1) + now.saturating_sub(CLOCK_SKEW);
     params.not_after = date_time_ymd(1970, 1, 1) + now + DAY * days;
     Ok(params)
+}
+
+/// Since 1970.
+fn now() -> Result<Duration, Failure> {
+    Ok(SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("this machine's clock stands before 1970")?)
 }
 
 fn uri(text: &str) -> Result<SanType, Failure> {
@@ -266,6 +268,17 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
     Ok(file
         .write_all(bytes)
         .with_context(|| format!("can't write {}", path.display()))?)
+}
+
+/// A reader finds the old file or the new one.
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    let _ = std::fs::remove_file(&fresh);
+    write_new(&fresh, bytes, mode)?;
+    Ok(std::fs::rename(&fresh, path)
+        .with_context(|| format!("can't replace {}", path.display()))?)
 }
 
 fn exists(path: &Path) -> Failure {
@@ -336,7 +349,7 @@ mod tests {
             assert_eq!(show::identity(&pem).unwrap(), identity);
             assert_eq!(show::hosts(&pem).unwrap(), ["localhost", "127.0.0.1"]);
             let ca = std::fs::read_to_string(directory.join(CA_CERT)).unwrap();
-            show::verify_signature(&pem, &ca).unwrap();
+            show::issued_serial(&pem, &ca).unwrap();
         }
         let mode = std::fs::metadata(directory.join(CA_KEY))
             .unwrap()
@@ -383,6 +396,30 @@ mod tests {
         let other = Scratch::new("renew-other");
         let stranger = Authority::init(&other.0, "elsewhere", CA_DAYS).unwrap();
         assert_eq!(stranger.renew(&pair, 300).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn the_revocation_list_grows_and_names_certificates_as_they_name_themselves() {
+        let scratch = Scratch::new("revoke");
+        let authority = Authority::init(&scratch.0, "lab", CA_DAYS).unwrap();
+        let mut expected = std::collections::BTreeSet::new();
+        // Every second serial number is written with a zero in front.
+        for number in 0..16 {
+            let identity = authority
+                .identity(Role::Launcher, None, &format!("n{number}"))
+                .unwrap();
+            let pair = authority.issue(&identity, &scratch.0, &terms(1)).unwrap();
+            let serial = authority.serial_of(&scratch.0, &pair.cert).unwrap();
+            expected.insert(serial.clone());
+            let listed = authority.revoke(&scratch.0, &[serial]).unwrap();
+            assert_eq!(listed, expected.len());
+        }
+        assert_eq!(revoke::listed(&scratch.0).unwrap(), expected);
+        let other = Scratch::new("revoke-other");
+        let stranger = Authority::init(&other.0, "lab", CA_DAYS).unwrap();
+        let refused = stranger.serial_of(&other.0, &scratch.0.join("n1.crt"));
+        let words = refused.unwrap_err().to_string();
+        assert!(words.contains("n1.crt") && words.contains("not issued by this authority"));
     }
 
     #[test]

@@ -80,16 +80,15 @@ pub(super) fn cluster(pem: &str) -> Result<String, Failure> {
     })
 }
 
-/// Whether `pem` was signed with the key of the CA `ca`.
-#[cfg(test)]
-pub(super) fn verify_signature(pem: &str, ca: &str) -> Result<(), Failure> {
-    with_parsed(ca, |ca, _| {
-        with_parsed(pem, |certificate, _| {
+/// The serial number of a certificate that the CA `ca` has issued.
+pub(super) fn issued_serial(pem: &str, ca: &str) -> anyhow::Result<Vec<u8>> {
+    parsed(ca, |ca, _| {
+        parsed(pem, |certificate, _| {
             certificate
                 .verify_signature(Some(ca.public_key()))
-                .context("not signed by this CA")
+                .context("it was not issued by this authority")?;
+            Ok(certificate.raw_serial().to_vec())
         })
-        .map_err(|failure| anyhow!("{failure}"))
     })
 }
 
@@ -97,14 +96,18 @@ fn with_parsed<T>(
     pem: &str,
     read: impl FnOnce(&X509Certificate<'_>, &[u8]) -> anyhow::Result<T>,
 ) -> Result<T, Failure> {
-    let read = || {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|error| anyhow!("it holds no certificate in PEM: {error}"))?;
-        let (_, certificate) = X509Certificate::from_der(&der).context("it can't be parsed")?;
-        read(&certificate, &der)
-    };
-    read()
+    parsed(pem, read)
         .map_err(|error| Failure::caused(Exit::Usage, error.context("can't use this certificate")))
+}
+
+fn parsed<T>(
+    pem: &str,
+    read: impl FnOnce(&X509Certificate<'_>, &[u8]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| anyhow!("it holds no certificate in PEM: {error}"))?;
+    let (_, certificate) = X509Certificate::from_der(&der).context("it can't be parsed")?;
+    read(&certificate, &der)
 }
 
 fn names(certificate: &X509Certificate<'_>) -> anyhow::Result<(Vec<String>, Vec<String>)> {

@@ -28,7 +28,9 @@ use pronto_controller::api::types::{
     CHANNEL_END, ErrorBody, ErrorCode, FRAMES_CONTENT_TYPE, SHA256_HEADER,
 };
 use pronto_protocol::identity::Role;
-use pronto_protocol::transport::{Credentials, TlsFiles, connect_tcp, take_refusal};
+use pronto_protocol::transport::{
+    Credentials, TlsFiles, alert_in_words, connect_tcp, take_refusal,
+};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -479,7 +481,7 @@ fn broken(error: &hyper::Error, path: &str) -> Failure {
     if let Some(alert) = alert(error) {
         return Failure::new(
             Exit::Refused,
-            format!("the controller refuses our certificate ({alert:?})"),
+            format!("the controller refuses us: {}", alert_in_words(alert)),
         )
         .hint("its log says why; `pronto cert show FILE` shows whose it is and until when");
     }

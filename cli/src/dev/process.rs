@@ -112,7 +112,7 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_process_is_itself_and_ends_once() {
@@ -135,9 +135,11 @@ mod tests {
     #[test]
     fn processes_are_found_by_what_they_name() {
         let directory = std::env::temp_dir().join(format!("pronto-naming-{}", std::process::id()));
+        // It waits by itself: a child of its own would have its words until it executes others.
         let mut child = Command::new("sh")
-            .args(["-c", "sleep 60; true"])
+            .args(["-c", "read line"])
             .arg(directory.join("x"))
+            .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         let begun = Instant::now();

@@ -19,6 +19,11 @@ fn an_authority_issues_shows_and_renews() {
         "cert issue --ca-dir elsewhere --role launcher --name x",
         "cert renew out/node-1.crt --ca-dir pki --days 30",
         "cert show out/node-1.key",
+        "cert revoke out/node-1.crt out/ada.crt --ca-dir pki",
+        "cert revoke --serial 0a:ff --ca-dir pki",
+        "cert revoke --ca-dir pki",
+        "cert revoke --serial 0aff7 --ca-dir pki",
+        "cert revoke out/node-1.key --ca-dir pki",
     ] {
         text += &scratch.run(line).transcript();
         text.push('\n');

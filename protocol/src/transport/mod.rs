@@ -26,4 +26,4 @@ pub use follow::follow_files;
 pub use link::{Link, LinkClosed, LinkReceiver, LinkSender};
 pub use ops::{OpsHandler, OpsReply, serve_ops};
 pub use verify::{VerifyError, take_refusal};
-pub use wire::{DetachedWire, Flush, Wire, WireError, read_frames};
+pub use wire::{DetachedWire, Flush, Wire, WireError, alert_in_words, read_frames};

@@ -34,7 +34,7 @@ use crate::transport::credentials::{Credentials, not_after};
 use crate::transport::tls::{MAX_RECORD_PLAINTEXT_BYTES, Tls, encrypted_bound};
 use crate::transport::verify::VerifyError;
 pub use detached::DetachedWire;
-pub use error::WireError;
+pub use error::{WireError, alert_in_words};
 
 /// What one read asks for: some hundred STARTs, and no more than a socket buffer gives at once.
 const READ_BYTES: usize = 128 * 1024;

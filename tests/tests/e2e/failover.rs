@@ -257,3 +257,43 @@ fn certificates_rotate_under_sessions_on_sighup() {
         rig.log(&scheduler).matches("launcher connected").count() == 2
     });
 }
+
+/// A node's and a person's certificates are revoked while they are used: the sessions end, and no new
+/// one begins; everybody else goes on.
+#[test]
+fn revoked_certificates_are_refused_while_everything_runs() {
+    let plan = Plan {
+        schedulers: 1,
+        launchers: 2,
+        ..Plan::default()
+    };
+    let mut rig = Rig::new("revoked", plan);
+    let pki = rig.path("pki");
+    let revoke = |rig: &Rig, name: &str| {
+        let cert = rig.path(&format!("pki/{name}.crt"));
+        rig.local(&["cert", "revoke", &cert, "--ca-dir", &pki])
+    };
+    rig.issue("admin", "eve");
+    rig.issue("admin", "lost");
+    revoke(&rig, "lost");
+    for name in ["scheduler-1", "controller"] {
+        let config = rig.path(&format!("{name}.toml"));
+        let text = std::fs::read_to_string(&config).expect("a file");
+        std::fs::write(&config, format!("{text}crl = \"{pki}/revoked.pem\"\n")).expect("a file");
+    }
+    rig.start_all();
+    rig.await_ready(2);
+    let eves = |what: &str| {
+        let (cert, key) = (rig.path("pki/eve.crt"), rig.path("pki/eve.key"));
+        rig.run(&["list", what, "--cert", &cert, "--key", &key])
+    };
+    assert!(eves("nodes").status.success());
+    revoke(&rig, "eve");
+    assert!(revoke(&rig, "node-2").contains("lists 3 revoked"));
+    wait_until("node-2 is out", || rig.nodes_in("ready") == 1);
+    wait_until("eve is refused", || !eves("nodes").status.success());
+    let said = String::from_utf8_lossy(&eves("nodes").stderr).into_owned();
+    let words = "the controller refuses us: our certificate has been revoked";
+    assert!(said.contains(words), "{said}");
+    rig.must(&["run", "--", "true"]);
+}

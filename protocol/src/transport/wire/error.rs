@@ -73,8 +73,9 @@ impl From<rustls::Error> for WireError {
     }
 }
 
-/// What an alert means for whoever reads our log.
-fn alert_in_words(alert: AlertDescription) -> &'static str {
+/// What an alert means for whose certificate it is about.
+#[must_use]
+pub fn alert_in_words(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::UnknownCA => "our certificate was not issued by the peer's CA",
         AlertDescription::CertificateExpired => "our certificate has expired",
