@@ -4,7 +4,7 @@
 //! lock                      held by the launcher that uses the directory
 //! node.json                 node uuid, session epoch, mode, term, epochs of owners      (fsynced)
 //! tombstones.jsonl          what STOP forbade, and ends of what never started
-//! reserve                   room for these two on a full disk
+//! ballast                   room for these two on a full disk
 //! shim.sock, shim.pid, shim.log
 //! qemu/                     the same of the shim that owns virtual machines
 //! instances/<instance>.<attempt>/

@@ -6,7 +6,7 @@
 //!
 //! It leaves names to `data_dir` and everything about processes to the runtimes.
 
-mod reserve;
+mod ballast;
 
 use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, WORK_DIRECTORY, parse_key};
 use crate::shim::message::EXIT_FILE;
@@ -14,10 +14,10 @@ use crate::supervisor::record::JOB_FORMAT;
 use crate::supervisor::tombstones::{TOMBSTONES, Tombstone};
 use crate::supervisor::{Job, NodeRecord, Restored};
 use anyhow::{Context, bail};
+use ballast::Ballast;
 use pronto_payloads::ids::{InstanceId, NodeUuid, OwnerId, SessionEpoch};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
-use reserve::Reserve;
 use rustix::fs::{Mode, OFlags, RawDir};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ pub struct NodeStore {
     node: NodeFile,
     tombstones: File,
     tombstone_lines: usize,
-    reserve: Reserve,
+    ballast: Ballast,
     /// Held while this process lives.
     _lock: File,
 }
@@ -82,7 +82,7 @@ impl NodeStore {
         };
         let tombstones_path = directory.tombstones();
         let tombstones = read_tombstones(&tombstones_path)?;
-        let reserve_path = directory.path().join("reserve");
+        let ballast_path = directory.path().join("ballast");
         let restored = Restored {
             node: node.record.clone(),
             jobs: read_jobs(&directory)?,
@@ -93,13 +93,13 @@ impl NodeStore {
             node,
             tombstones: open_append(&tombstones_path)?,
             tombstone_lines: restored.tombstones.len(),
-            reserve: Reserve::open(&reserve_path)
-                .with_context(|| reserve_path.display().to_string())?,
+            ballast: Ballast::open(&ballast_path)
+                .with_context(|| ballast_path.display().to_string())?,
             _lock: lock,
         };
         // The last line may have been cut by a crash.
         store
-            .reserve
+            .ballast
             .write(|| append(&store.tombstones, b"\n"))
             .with_context(|| tombstones_path.display().to_string())?;
         store.write_node()?;
@@ -137,7 +137,7 @@ impl NodeStore {
     /// If it can't be written.
     pub fn keep_tombstone(&mut self, tombstone: &Tombstone) -> anyhow::Result<()> {
         let line = self.next_line(tombstone)?;
-        self.reserve
+        self.ballast
             .write(|| append(&self.tombstones, &line))
             .context("a tombstone can't be written")
     }
@@ -181,7 +181,7 @@ impl NodeStore {
     fn write_node(&mut self) -> anyhow::Result<()> {
         let path = self.directory.path().join("node.json");
         let text = serde_json::to_vec_pretty(&self.node)?;
-        self.reserve
+        self.ballast
             .write(|| replace(&path, &text, true))
             .with_context(|| path.display().to_string())
     }

@@ -15,12 +15,12 @@ const PIECE: u64 = 16 * 1024;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Reserve {
+pub(super) struct Ballast {
     file: File,
     bytes: u64,
 }
 
-impl Reserve {
+impl Ballast {
     /// The file at this path, with as much room as the disk gives.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
@@ -30,9 +30,9 @@ impl Reserve {
             .mode(0o600)
             .open(path)?;
         let bytes = file.metadata()?.len();
-        let mut reserve = Self { file, bytes };
-        reserve.refill();
-        Ok(reserve)
+        let mut ballast = Self { file, bytes };
+        ballast.refill();
+        Ok(ballast)
     }
 
     /// Runs a write; where it finds no room, again with some that was set aside.
