@@ -471,6 +471,10 @@ Workload files (YAML): `pronto create workload -f FILE`, `pronto run --file FILE
 ";
 
 #[cfg(test)]
+#[path = "../../fuzz/src/kept.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -478,6 +482,18 @@ mod tests {
         let failure = parse(text, "job.yaml").unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
         failure.to_string()
+    }
+
+    #[test]
+    fn files_of_the_corpus_are_workloads_or_errors() {
+        let mut understood = 0;
+        for bytes in super::kept::kept("workload_file") {
+            match parse(&String::from_utf8_lossy(&bytes), "job.yaml") {
+                Ok(_) => understood += 1,
+                Err(failure) => assert!(failure.to_string().contains("job.yaml")),
+            }
+        }
+        assert!(understood > 0);
     }
 
     /// Whatever is in a file, it is a workload or an error that names it: mutations of a whole one,

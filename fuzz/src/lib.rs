@@ -2,9 +2,12 @@
 //! what users and files bring in: HTTP bodies, cluster traces, workload files.
 //!
 //! ```text
-//! PRONTO_SEED_CORPUS=1 cargo test -p pronto-payloads --test it seeds    # from the golden vectors
 //! RUSTC_BOOTSTRAP=1 cargo fuzz run payloads -- -max_total_time=60
 //! ```
+//!
+//! `corpus/` keeps a sample of what they have found to reach something new, and each finding of theirs;
+//! ordinary tests run all of it. More seeds come from the golden vectors, if wanted
+//! (`PRONTO_SEED_CORPUS=1 cargo test -p pronto-payloads --test it seeds`).
 //!
 //! This crate stands outside of the workspace, since libFuzzer is of no use to anything else.
 

@@ -49,7 +49,7 @@ pub(crate) enum CertCommand {
     /// Add certificates to the authority's revocation list
     ///
     /// The list is revoked.pem in the authority's directory. Copy it to each machine: a daemon that
-    /// names it as `crl` under [tls] refuses what is on it within ten seconds, and ends its sessions.
+    /// names it as `crl` refuses what is on it within ten seconds, and ends its sessions.
     Revoke {
         /// Certificates, PEM
         #[arg(value_name = "FILE", required_unless_present = "serials")]

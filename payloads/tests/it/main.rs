@@ -9,6 +9,8 @@ mod document;
 mod example;
 mod golden;
 mod hostile;
+#[path = "../../../fuzz/src/kept.rs"]
+mod kept;
 mod limits;
 mod page;
 mod reference;

@@ -1,5 +1,7 @@
-//! The fuzzers' functions over seeds and mutations of them, deterministic, without a fuzzer.
+//! The fuzzers' functions over seeds, the inputs that the corpora keep and mutations of both,
+//! deterministic, without a fuzzer.
 
+use crate::kept::kept;
 use crate::registry::ENTRIES;
 use crate::samples;
 use crate::targets::TARGETS;
@@ -85,12 +87,13 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Writes the corpora that the fuzzers start from, if asked to.
+/// Writes the seeds into the corpora, if asked to.
 #[test]
 fn seeds_pass_every_target() {
     for (name, target) in TARGETS {
         let seeds = seeds(name);
         seeds.iter().for_each(|seed| target(seed));
+        kept(name).iter().for_each(|input| target(input));
         if std::env::var_os("PRONTO_SEED_CORPUS").is_some() {
             let folder = format!("{}/../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
             std::fs::create_dir_all(&folder).unwrap();
@@ -107,7 +110,7 @@ fn mutated_seeds_pass_every_target() {
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4_u8);
     let changes = prop::collection::vec(change, 1..8);
     for (name, target) in TARGETS {
-        let seeds = seeds(name);
+        let seeds = [seeds(name), kept(name)].concat();
         let config = Config {
             cases: 2000,
             failure_persistence: None,

@@ -4,6 +4,8 @@
 //! `PRONTO_FUZZ_EXECUTIONS` says how many mutations of each target (20,000). A failure prints the
 //! input, which belongs into `fuzz/corpus/<target>/` from then on.
 
+#[path = "../../../fuzz/src/kept.rs"]
+mod kept;
 #[path = "../../../fuzz/src/outer.rs"]
 mod outer;
 
@@ -22,7 +24,7 @@ name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\nopenb-p-0,12000,16384,1,10
 /// Inputs that each mean something to the target, so that mutations get far.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let body = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
-    let mut seeds = match target {
+    match target {
         "bodies" => vec![
             body(0, SUBMIT),
             body(0, FROM_WORKLOAD),
@@ -50,12 +52,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         ],
         "trace" => vec![TRACE.into(), OPENB.into()],
         _ => Vec::new(),
-    };
-    let kept = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-    for entry in std::fs::read_dir(kept).into_iter().flatten().flatten() {
-        seeds.push(std::fs::read(entry.path()).expect("a kept input is readable"));
     }
-    seeds
 }
 
 /// splitmix64.
@@ -151,7 +148,7 @@ fn seeds_and_mutations_pass_every_target() {
     let executions: u32 = std::env::var("PRONTO_FUZZ_EXECUTIONS")
         .map_or(20_000, |text| text.parse().expect("a number"));
     for (name, target) in outer::OUTER {
-        let seeds = seeds(name);
+        let seeds = [seeds(name), kept::kept(name)].concat();
         let mut draws = Draws(1);
         let mutations = (0..executions).map(|_| mutated(&mut draws, &seeds));
         for input in seeds.iter().cloned().chain(mutations) {
