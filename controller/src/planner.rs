@@ -40,6 +40,7 @@ pub mod queue;
 mod reconcile;
 mod reports;
 mod requests;
+mod returns;
 mod state;
 mod stops;
 mod submit;

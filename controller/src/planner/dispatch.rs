@@ -151,6 +151,7 @@ impl State {
         instance.more().placed_ns = Some(now_ns);
         self.settle_on(slot, node, placed.session_epoch.0, placed.seq.0);
         self.set_phase(slot, Phase::Starting);
+        self.let_go(slot);
         if self.instance(slot).stop().is_some() {
             self.send_stop(slot);
         }
@@ -208,9 +209,9 @@ impl State {
         }
         if self.instance(slot).after_stop().is_some() {
             self.finish_stopped(slot);
-            return;
+        } else if !self.take_back_instead(slot) {
+            self.raise(slot, 0, None);
         }
-        self.raise(slot, 0, None);
     }
 
     /// A new attempt number, committed before the instance is queued again.
@@ -219,7 +220,9 @@ impl State {
         self.nodes.take_off(node, slot);
         let not_before_ns = self.now.mono_ns.saturating_add(delay_ns);
         let instance = self.instance(slot);
-        let next = self.meta.next_attempt(instance.seq, instance.attempt);
+        let next = self
+            .meta
+            .next_attempt(instance.seq, instance.highest_attempt());
         let instance = self.instance_mut(slot);
         instance.attempt = next;
         instance.leave_node();
@@ -243,6 +246,7 @@ impl State {
         AmendRow {
             seq: instance.seq,
             attempt: instance.attempt,
+            highest_attempt: instance.highest_attempt(),
             restarts: instance.restarts,
             reschedules: instance.reschedules,
             stop: instance.stop(),

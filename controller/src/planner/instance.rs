@@ -20,6 +20,7 @@
 //! answer; it may be anywhere, and waits for every known node to be asked (`reconcile`).
 //! [`Phase::Ending`] is an end that is not durable yet; the user still sees the state before.
 
+use super::returns::GivenUp;
 use crate::api::types::{EndReason, InstanceState, UsageView};
 use crate::store::{AfterStop, StopIntent, Times};
 use std::sync::Arc;
@@ -107,11 +108,22 @@ pub(crate) struct More {
     /// The break of session at which it became uncertain.
     pub(crate) uncertain_since_break: u64,
     pub(crate) uncertain_since_ns: i64,
+    /// No number up to this one is given out again.
+    pub(crate) highest_attempt: u32,
+    /// Its node was lost, and it has no successor that runs.
+    pub(crate) given_up: Option<Box<GivenUp>>,
 }
 
 impl Instance {
     pub(crate) fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
+    }
+
+    /// The highest number that an attempt of it was ever given.
+    pub(crate) fn highest_attempt(&self) -> u32 {
+        let more = self.more.as_ref();
+        more.map_or(0, |more| more.highest_attempt)
+            .max(self.attempt)
     }
 
     pub(crate) fn stop(&self) -> Option<StopIntent> {

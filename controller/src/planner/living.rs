@@ -70,6 +70,7 @@ impl State {
         if let Some(amend) = amend {
             more.stop = amend.stop;
             more.stop_durable = true;
+            more.highest_attempt = amend.highest_attempt;
             instance.attempt = amend.attempt;
             instance.restarts = amend.restarts;
             instance.reschedules = amend.reschedules;

@@ -505,6 +505,7 @@ impl State {
             self.arm(at, seq);
             return;
         }
+        self.give_up_with_node(slot);
         self.give_up_on_node(slot, "was lost");
     }
 

@@ -241,6 +241,10 @@ impl Queue {
         if again {
             // Answers come in order, so the last refused is pushed first only if sorted here.
             let at = line.entries.partition_point(|&other| other < seq);
+            if line.entries.get(at) == Some(&seq) {
+                // It left without being sent, and is back.
+                return;
+            }
             line.entries.insert(at, seq);
         } else {
             line.entries.push_back(seq);
@@ -381,6 +385,14 @@ impl Queue {
             .as_ref()
             .is_some_and(|barrier| barrier.class == class && barrier.seq <= seq)
         {
+            self.barrier = None;
+        }
+    }
+
+    /// An instance does not wait any more, although it was not sent; its entry is passed over.
+    pub(crate) fn left(&mut self, class: u32, seq: u64) {
+        let barrier = self.barrier.as_ref();
+        if barrier.is_some_and(|barrier| barrier.class == class && barrier.seq == seq) {
             self.barrier = None;
         }
     }

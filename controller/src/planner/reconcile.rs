@@ -240,6 +240,8 @@ impl State {
             let more = instance.more();
             more.uncertain_since_break = breaks;
             more.uncertain_since_ns = now_ns;
+            // Its successor may run: nodes are asked again what they have.
+            more.given_up = None;
             self.link.uncertain.insert(seq);
         }
         self.fail_explains();

@@ -38,7 +38,9 @@ impl State {
         let attempt = report.id.attempt.0;
         let current = self.instance(slot).attempt;
         if attempt < current {
-            self.on_stale(node, &report);
+            if !self.consider_return(slot, node, &report) {
+                self.on_stale(node, &report);
+            }
         } else if attempt > current {
             self.adopt_newer(slot, node, report);
         } else {
@@ -47,7 +49,7 @@ impl State {
     }
 
     /// Of an attempt that has a successor: it is ended, and not waited for.
-    fn on_stale(&mut self, node: u32, report: &InstanceReport) {
+    pub(crate) fn on_stale(&mut self, node: u32, report: &InstanceReport) {
         if report.phase == NodePhase::Ended {
             self.send_ack(ToAck {
                 node,
@@ -311,6 +313,7 @@ impl State {
 
     /// A new attempt at once, since a user or a drain wants it.
     pub(crate) fn restart_now(&mut self, slot: u32, ack: Option<ToAck>) {
+        self.let_go(slot);
         let moving = self.instance(slot).after_stop() == Some(AfterStop::Move);
         let node = self.nodes.name_of(self.instance(slot).node);
         let seq = self.instance(slot).seq;
@@ -353,6 +356,7 @@ impl State {
         record: EndRecord,
         ack: Option<ToAck>,
     ) {
+        self.let_go(slot);
         let instance = self.instance(slot);
         let seq = instance.seq;
         let entry = self.submission(instance.submission);
@@ -361,6 +365,7 @@ impl State {
             seq,
             state,
             attempt: instance.attempt,
+            highest_attempt: instance.highest_attempt(),
             restarts: instance.restarts,
             reschedules: instance.reschedules,
             node: self.nodes.name_of(instance.node),

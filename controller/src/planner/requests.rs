@@ -442,7 +442,8 @@ impl State {
         *ended = ended.saturating_sub(1);
         let slot = self.put_instance(index, call.seq, Phase::Committing);
         let prefer = call.end.node.clone();
-        let attempt = self.meta.next_attempt(call.seq, call.end.attempt);
+        let highest = call.end.highest_attempt.max(call.end.attempt);
+        let attempt = self.meta.next_attempt(call.seq, highest);
         let instance = self.instance_mut(slot);
         instance.attempt = attempt;
         instance.restarts = call.end.restarts.saturating_add(1);

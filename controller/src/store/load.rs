@@ -108,7 +108,7 @@ pub(crate) fn submission(row: &Row<'_>) -> Result<SubmissionRow, rusqlite::Error
 
 /// The columns that [`end`] reads.
 pub(crate) const END: &str = "seq, state, attempt, restarts, reschedules, node, cause, code, \
-                              signal, message, ended_unix_ms, numbers, deleted";
+                              signal, message, ended_unix_ms, numbers, deleted, highest_attempt";
 
 pub(crate) fn end(row: &Row<'_>) -> Result<EndRow, rusqlite::Error> {
     let state: u8 = row.get(1)?;
@@ -134,6 +134,7 @@ pub(crate) fn end(row: &Row<'_>) -> Result<EndRow, rusqlite::Error> {
         times,
         usage,
         deleted: row.get(12)?,
+        highest_attempt: row.get(13)?,
         amended: false,
     })
 }
@@ -214,8 +215,8 @@ fn ended_of(
 
 fn amends(connection: &Connection) -> Result<Vec<AmendRow>, StoreError> {
     let mut statement = connection.prepare(
-        "SELECT seq, attempt, restarts, reschedules, stop_grace_ms, stop_then FROM amends
-         ORDER BY seq",
+        "SELECT seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt
+         FROM amends ORDER BY seq",
     )?;
     let rows = statement.query_map([], |row| {
         let grace: Option<i64> = row.get(4)?;
@@ -223,6 +224,7 @@ fn amends(connection: &Connection) -> Result<Vec<AmendRow>, StoreError> {
         Ok(AmendRow {
             seq: unsigned(row.get(0)?),
             attempt: row.get(1)?,
+            highest_attempt: row.get(6)?,
             restarts: row.get(2)?,
             reschedules: row.get(3)?,
             stop: then.map(|then| StopIntent {

@@ -110,7 +110,8 @@ impl MemoryStore {
             }
             Write::Amend(row) => {
                 if let Some(before) = self.amends.get(&row.seq) {
-                    assert!(before.attempt <= row.attempt, "attempts only rise");
+                    let (before, now) = (before.highest_attempt, row.highest_attempt);
+                    assert!(before <= now, "no number is given out again");
                 }
                 self.amends.insert(row.seq, row);
             }

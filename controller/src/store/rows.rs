@@ -106,6 +106,9 @@ pub struct AmendRow {
     pub seq: u64,
     /// Committed before it is sent.
     pub attempt: u32,
+    /// No number up to this one is given out again; below `attempt` it says nothing, above it where
+    /// an earlier attempt was taken back.
+    pub highest_attempt: u32,
     pub restarts: u16,
     pub reschedules: u16,
     pub stop: Option<StopIntent>,
@@ -150,6 +153,8 @@ pub struct EndRow {
     pub seq: u64,
     pub state: InstanceState,
     pub attempt: u32,
+    /// As in [`AmendRow`].
+    pub highest_attempt: u32,
     pub restarts: u16,
     pub reschedules: u16,
     pub node: Option<Arc<str>>,

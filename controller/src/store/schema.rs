@@ -47,6 +47,9 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     ",
     // 1 to 2: what an administrator wishes of a node: nothing (0), maintenance (1), that it be ready.
     "ALTER TABLE nodes RENAME COLUMN maintenance TO wish;",
+    // 2 to 3: the highest number that an attempt was given, where an earlier one was taken back.
+    "ALTER TABLE amends ADD COLUMN highest_attempt INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE ends ADD COLUMN highest_attempt INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The schema that this build writes.

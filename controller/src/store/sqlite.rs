@@ -517,8 +517,8 @@ fn put_amend(transaction: &Transaction<'_>, row: &AmendRow) -> Result<(), rusqli
     transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO amends
-             (seq, attempt, restarts, reschedules, stop_grace_ms, stop_then)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+             (seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![
             signed(row.seq),
@@ -526,7 +526,8 @@ fn put_amend(transaction: &Transaction<'_>, row: &AmendRow) -> Result<(), rusqli
             row.restarts,
             row.reschedules,
             stop.and_then(|stop| stop.grace_ms).map(signed),
-            stop.map(|stop| stop.then as u8)
+            stop.map(|stop| stop.then as u8),
+            row.highest_attempt
         ])
         .map(|_| ())
 }
@@ -536,8 +537,8 @@ fn put_end(transaction: &Transaction<'_>, row: &EndRow) -> Result<(), StoreError
     transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO ends (seq, state, attempt, restarts, reschedules, node, cause,
-             code, signal, message, ended_unix_ms, numbers, deleted)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+             code, signal, message, ended_unix_ms, numbers, deleted, highest_attempt)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?
         .execute(params![
             signed(row.seq),
@@ -552,7 +553,8 @@ fn put_end(transaction: &Transaction<'_>, row: &EndRow) -> Result<(), StoreError
             row.message,
             signed(row.ended_unix_ms),
             pack_numbers(&row.times, row.usage.as_ref()),
-            row.deleted
+            row.deleted,
+            row.highest_attempt
         ])?;
     if row.amended {
         transaction

@@ -61,6 +61,7 @@ fn end(seq: u64, state: InstanceState, unix_ms: u64) -> EndRow {
         seq,
         state,
         attempt: 2,
+        highest_attempt: 5,
         restarts: 1,
         reschedules: 0,
         node: Some("n1".into()),
@@ -134,6 +135,7 @@ fn everything_comes_back_as_it_was_written() {
     let amend = AmendRow {
         seq: 3,
         attempt: 4,
+        highest_attempt: 6,
         restarts: 1,
         reschedules: 2,
         stop: Some(StopIntent {

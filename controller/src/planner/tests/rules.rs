@@ -298,6 +298,99 @@ fn rule_04_keep_is_rescheduled_after_lost_after_and_ended_on_return() {
     assert_eq!(h.state_of(id), InstanceState::Running);
 }
 
+/// Two nodes, and an instance that was given up with node a, which is lost: its first attempt and the
+/// START of its second.
+fn given_up_with_a(h: &mut Harness) -> (NodeConnected, Uuid, AttemptId, (StartPrefix, u64)) {
+    let (a, b) = (node("a"), node("b"));
+    h.connect(&[a.clone(), b]);
+    let id = h.submit(sim(), 1).instances[0];
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.running("a", first);
+    h.node_down(&a);
+    h.pass(60_500);
+    let second = h.start();
+    (a, id, first, second)
+}
+
+/// The node is back, and says this of the attempt that it had.
+fn back_with(h: &mut Harness, a: &NodeConnected, report: &InstanceReport) {
+    let back = again(a, &[(report.id, report.phase)]);
+    h.node_up(&back);
+    let ask = h.expect_inventory(&back);
+    h.inventory(&back, 0, std::slice::from_ref(report), ask);
+}
+
+#[test]
+fn rule_04_what_comes_back_before_its_successor_is_placed_is_taken_back() {
+    let mut h = Harness::new();
+    let (a, id, first, second) = given_up_with_a(&mut h);
+    h.refuse(&second, Refusal::CloudFull, 5);
+    back_with(&mut h, &a, &report(first, NodePhase::Running, None, 1));
+    assert_eq!(h.state_of(id), InstanceState::Running);
+    h.capacity(6);
+    h.pass(10_000);
+    assert!(h.sent.is_empty(), "neither a STOP nor a START");
+    let stored = h.store.amends.values().next().copied().unwrap();
+    assert_eq!((stored.attempt, stored.highest_attempt), (1, 3));
+    assert_eq!(stored.reschedules, 0, "it went nowhere");
+    // Numbers that were given out are not given out again, not even by the next process.
+    h.ended("a", first, EndCause::NodeFailed);
+    h.expect_ack(first);
+    h.pass(2_000);
+    assert_eq!(h.start().0.id.attempt.0, 4);
+}
+
+#[test]
+fn rule_04_what_ended_behind_a_cut_does_not_run_again() {
+    let mut h = Harness::new();
+    let (a, id, first, second) = given_up_with_a(&mut h);
+    h.refuse(&second, Refusal::CloudFull, 5);
+    let end = report(
+        first,
+        NodePhase::Ended,
+        Some(EndCause::Exited { code: 0 }),
+        2,
+    );
+    back_with(&mut h, &a, &end);
+    h.expect_ack(first);
+    assert_eq!(h.state_of(id), InstanceState::Succeeded);
+}
+
+#[test]
+fn rule_04_what_comes_back_while_its_successor_is_placed_waits_for_the_answer() {
+    let mut h = Harness::new();
+    let (a, id, first, second) = given_up_with_a(&mut h);
+    back_with(&mut h, &a, &report(first, NodePhase::Running, None, 1));
+    assert!(h.sent.is_empty(), "nothing is decided");
+    h.refuse(&second, Refusal::CloudFull, 5);
+    assert_eq!(h.state_of(id), InstanceState::Running);
+
+    let mut h = Harness::new();
+    let (a, _, first, second) = given_up_with_a(&mut h);
+    back_with(&mut h, &a, &report(first, NodePhase::Running, None, 1));
+    h.placed(second.0.id, &node("b"));
+    h.expect_stop("a", first);
+
+    let mut h = Harness::new();
+    let (a, id, first, second) = given_up_with_a(&mut h);
+    back_with(&mut h, &a, &report(first, NodePhase::Running, None, 1));
+    h.stop(id);
+    h.refuse(&second, Refusal::CloudFull, 5);
+    h.expect_stop("a", first);
+}
+
+#[test]
+fn rule_04_what_was_stopped_before_it_could_come_back_is_stopped() {
+    let mut h = Harness::new();
+    let (a, id, first, second) = given_up_with_a(&mut h);
+    h.refuse(&second, Refusal::CloudFull, 5);
+    h.stop(id);
+    assert_eq!(h.state_of(id), InstanceState::Stopped);
+    back_with(&mut h, &a, &report(first, NodePhase::Running, None, 1));
+    h.expect_stop("a", first);
+}
+
 #[test]
 fn rule_04_no_node_is_lost_while_the_scheduler_is_not_heard() {
     let mut h = Harness::new();
