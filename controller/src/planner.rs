@@ -16,11 +16,12 @@
 //! Where things are: [`instance`] draws the state machine; [`queue`] says who goes first;
 //! `submit` admits; `dispatch` sends STARTs and takes their answers; `inbound` decodes what comes
 //! from the scheduler; `reports` takes what nodes say; `stops` ends things; `nodes` keeps the node
-//! table and losses, `drains` maintenance; `reconcile` finds out where attempts are after a break;
+//! table and losses, `drains` maintenance; `reconcile` finds out where attempts are after a break,
+//! `returns` takes back what was given up too early, `rollback` what a restored store does not know;
 //! `requests` answers users; `views` shows things to them.
 //!
 //! Invariants (checked by [`State::check`] in tests):
-//! - An attempt number is raised and committed before it is sent, and never sent twice.
+//! - An attempt's number is committed before it is sent, and sent again only where it was refused.
 //! - A tenant's use is the sum over its living instances, charged once each.
 //! - An attempt is believed missing only by an inventory that is newer than its PLACED, and an
 //!   unanswered one only when every known node has been asked since, or is fenced.
@@ -41,6 +42,7 @@ mod reconcile;
 mod reports;
 mod requests;
 mod returns;
+mod rollback;
 mod state;
 mod stops;
 mod submit;

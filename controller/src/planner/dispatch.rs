@@ -210,7 +210,8 @@ impl State {
         if self.instance(slot).after_stop().is_some() {
             self.finish_stopped(slot);
         } else if !self.take_back_instead(slot) {
-            self.raise(slot, 0, None);
+            // Refused, it certainly did not run: the same attempt is sent again.
+            self.requeue(slot);
         }
     }
 

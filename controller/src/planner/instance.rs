@@ -21,6 +21,7 @@
 //! [`Phase::Ending`] is an end that is not durable yet; the user still sees the state before.
 
 use super::returns::GivenUp;
+use super::rollback::Held;
 use crate::api::types::{EndReason, InstanceState, UsageView};
 use crate::store::{AfterStop, StopIntent, Times};
 use std::sync::Arc;
@@ -112,6 +113,8 @@ pub(crate) struct More {
     pub(crate) highest_attempt: u32,
     /// Its node was lost, and it has no successor that runs.
     pub(crate) given_up: Option<Box<GivenUp>>,
+    /// While it is uncertain in a store that was put back from a backup.
+    pub(crate) held: Option<Box<Held>>,
 }
 
 impl Instance {

@@ -21,8 +21,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// A class that has not been refused lately may have so many unanswered at first: what a cluster
-/// that has just filled up refuses of them costs a new attempt number each.
+/// A class that has not been refused lately may have so many unanswered at first: a cluster that has
+/// just filled up refuses so many in vain.
 const FIRST_WINDOW: u32 = 256;
 /// Windows stop growing here; the session's own window is smaller.
 const MAX_WINDOW: u32 = 1 << 20;

@@ -372,13 +372,14 @@ impl State {
         let Some(index) = self.nodes.find(name) else {
             return;
         };
-        let newest = self.meta.next_seq;
+        // By what lives: in a store that was restored, an instance may have the number of another one
+        // that the store does not know any more.
         let numbers: Vec<(u64, u32)> = page
             .entries
             .iter()
-            .map(|entry| {
-                let seq = self.ids.seq(entry.id.instance, newest);
-                (seq, entry.id.attempt.0)
+            .filter_map(|entry| {
+                let slot = self.living(entry.id.instance)?;
+                Some((self.instance(slot).seq, entry.id.attempt.0))
             })
             .collect();
         let Some(node) = self.nodes.node_mut(index) else {
@@ -490,6 +491,9 @@ impl State {
 
     /// An uncertain attempt that is nowhere.
     fn on_nowhere(&mut self, slot: u32) {
+        if self.take_held(slot) {
+            return;
+        }
         match self.instance(slot).after_stop() {
             Some(AfterStop::Keep | AfterStop::Delete) => self.finish_stopped(slot),
             Some(AfterStop::Restart | AfterStop::Move) => self.restart_now(slot, None),

@@ -4,7 +4,7 @@
 //! A report is level-triggered: whole state and version, the highest wins, repeated ones do no
 //! harm. A node is believed only about what was placed there. An end is committed, then
 //! acknowledged; a report about the past is acknowledged if the past is known, and otherwise
-//! proves a store that was rolled back: quarantine and alarm, never an automatic stop.
+//! proves a store that was rolled back (`rollback`).
 
 use super::dispatch::Topic;
 use super::event::Effect;
@@ -35,6 +35,10 @@ impl State {
             self.ask_store(node, report);
             return;
         };
+        if self.is_outdated(slot) {
+            self.hold(slot, node, report);
+            return;
+        }
         let attempt = report.id.attempt.0;
         let current = self.instance(slot).attempt;
         if attempt < current {
@@ -76,43 +80,7 @@ impl State {
         self.send_to_node(Operand::Stop, Topic::Stop(seq), &name, &encode(&stop));
     }
 
-    /// A node has a newer attempt than the store: the store was restored from a backup. The
-    /// node's is the truth.
-    fn adopt_newer(&mut self, slot: u32, node: u32, report: InstanceReport) {
-        let phase = self.instance(slot).phase;
-        if phase == Phase::Ending {
-            return;
-        }
-        if phase == Phase::Placing {
-            // Its answer is still to come, and names an attempt that is older then.
-            self.link.answered();
-            let class = self.instance(slot).class;
-            self.queue.void(class);
-        }
-        let message = format!(
-            "a node reports attempt {} of {}, the store knows {}: the store was rolled back",
-            report.id.attempt,
-            report.id.instance,
-            self.instance(slot).attempt
-        );
-        self.record("attempt_adopted", Severity::Alarm, message);
-        let before = self.instance(slot).node;
-        self.nodes.take_off(before, slot);
-        let seq = self.instance(slot).seq;
-        self.link.uncertain.remove(&seq);
-        let instance = self.instance_mut(slot);
-        instance.leave_node();
-        instance.attempt = report.id.attempt.0;
-        instance.amended = true;
-        let row = self.amend_row(slot);
-        self.journal.write(Write::Amend(row));
-        self.set_phase(slot, Phase::Starting);
-        let epoch = self.nodes.session_epoch(node);
-        self.settle_on(slot, node, epoch, 0);
-        self.on_current(slot, node, report);
-    }
-
-    fn on_current(&mut self, slot: u32, node: u32, report: InstanceReport) {
+    pub(crate) fn on_current(&mut self, slot: u32, node: u32, report: InstanceReport) {
         let instance = self.instance(slot);
         match instance.phase {
             Phase::Uncertain => {
@@ -476,31 +444,6 @@ impl State {
             Some(_) => self.on_stale(node, &report),
             None => self.quarantine(node, &report),
         }
-    }
-
-    fn quarantine(&mut self, node: u32, report: &InstanceReport) {
-        if !self.nodes.quarantine(node, report.id.instance) {
-            return;
-        }
-        let name = self.nodes.name_of(node);
-        let message = format!(
-            "node {} keeps attempt {} of an instance of this store that the store does not know: \
-             it was rolled back; the instance is left alone",
-            name.as_deref().unwrap_or_default(),
-            report.id.attempt
-        );
-        self.record_row(EventRow {
-            number: 0,
-            unix_ms: self.now.unix_ms,
-            kind: "quarantined",
-            severity: Severity::Alarm,
-            actor: "controller".to_owned(),
-            source: String::new(),
-            tenant: None,
-            instance: Some(report.id.instance),
-            node: name,
-            message,
-        });
     }
 
     pub(crate) fn record_instance(

@@ -37,7 +37,7 @@ impl Meta {
     /// What a backup becomes when it is restored. It does not know the epochs, terms and attempts
     /// that were used after it was made, so all of them go on from the wall clock: seconds for what
     /// rises with each start or failover, and eighths of a second for attempts, of which an instance
-    /// that waits for room takes some a second.
+    /// that fails at once, wherever it is put, takes some a second.
     pub(super) fn leap(&mut self, unix_ms: u64) {
         let seconds = unix_ms / 1000;
         self.restored = true;
@@ -46,6 +46,11 @@ impl Meta {
         self.leap_seq = self.next_seq;
         let eighths = seconds.saturating_sub(ATTEMPTS_SINCE_UNIX_S) * 8;
         self.leap_attempt = u32::try_from(eighths).unwrap_or(u32::MAX / 2);
+    }
+
+    /// Whether this attempt of an instance was numbered before the store was put back from a backup.
+    pub(crate) const fn numbered_before_restore(&self, seq: u64, attempt: u32) -> bool {
+        seq < self.leap_seq && attempt < self.leap_attempt
     }
 
     /// The number of the attempt after another one of an instance.

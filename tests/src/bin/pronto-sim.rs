@@ -13,17 +13,21 @@ const USAGE: &str =
   --first SEED   the first of them (default 1)
   --plant NAME   plant a bug: succeeds if some seed fails; `list` names the bugs, `all` plants each
                  in turn and succeeds if each was caught
-  --lines N      lines at the end of a failure's trace that are printed (default 400)
+  --lines N      lines at the end of a failure's trace that are printed (default 400; of a planted
+                 bug's none, unless it is said)
   --grep TEXT    of the whole trace print only the lines that contain TEXT
 
 A failure prints its seed, what was violated, and the end of its trace; the same seed replays it.";
+
+/// Lines of a failure's trace, unless somebody wishes another number.
+const DEFAULT_LINES: usize = 400;
 
 struct Args {
     seeds: u64,
     first: u64,
     /// Each is planted alone; none: as it is.
     plants: Vec<Plant>,
-    lines: usize,
+    lines: Option<usize>,
     grep: Option<String>,
 }
 
@@ -32,7 +36,7 @@ fn parse() -> Result<Option<Args>, String> {
         seeds: 1000,
         first: 1,
         plants: Vec::new(),
-        lines: 400,
+        lines: None,
         grep: None,
     };
     let mut words = std::env::args().skip(1);
@@ -50,7 +54,8 @@ fn parse() -> Result<Option<Args>, String> {
             "--seeds" => args.seeds = number(value()?)?,
             "--first" => args.first = number(value()?)?,
             "--lines" => {
-                args.lines = usize::try_from(number(value()?)?).unwrap_or(usize::MAX);
+                let lines = number(value()?)?;
+                args.lines = Some(usize::try_from(lines).unwrap_or(usize::MAX));
             }
             "--grep" => args.grep = Some(value()?),
             "--plant" => {
@@ -158,19 +163,24 @@ fn simulate(args: &Args, plant: Option<Plant>) -> Totals {
     totals
 }
 
-/// The end of a seed's trace, from a run of its own: a run makes none unless it is asked to. Empty
-/// where a core panics.
-fn trace(args: &Args, seed: u64) -> String {
+/// Prints the end of a seed's trace, from a run of its own: a run makes none unless it is asked to.
+/// Nothing where a core panics.
+fn print_trace(args: &Args, plant: Option<Plant>, seed: u64) {
     let trace_lines = if args.grep.is_some() {
         usize::MAX
     } else {
-        args.lines
+        args.lines.unwrap_or(DEFAULT_LINES)
     };
     let config = SimConfig {
+        plant,
         trace_lines,
         ..SimConfig::new(seed)
     };
-    std::panic::catch_unwind(|| run(&config).trace).unwrap_or_default()
+    let trace = std::panic::catch_unwind(|| run(&config).trace).unwrap_or_default();
+    let wanted = args.grep.as_deref().unwrap_or_default();
+    for line in trace.lines().filter(|line| line.contains(wanted)) {
+        println!("{line}");
+    }
 }
 
 /// The seeds as they are: none may fail.
@@ -189,11 +199,7 @@ fn report(args: &Args, totals: &Totals) -> ExitCode {
         println!("lost 0, ran twice 0");
         return ExitCode::SUCCESS;
     };
-    let trace = trace(args, *seed);
-    let wanted = args.grep.as_deref().unwrap_or_default();
-    for line in trace.lines().filter(|line| line.contains(wanted)) {
-        println!("{line}");
-    }
+    print_trace(args, None, *seed);
     println!("seed {seed} failed: {failure}");
     println!("replay it: pronto-sim --first {seed} --seeds 1");
     ExitCode::FAILURE
@@ -207,11 +213,16 @@ fn hunt(args: &Args) -> ExitCode {
     for plant in &args.plants {
         let totals = simulate(args, Some(*plant));
         match totals.failed.first() {
-            Some((seed, failure)) => println!(
-                "{:28} caught after {} seeds, by seed {seed}: {failure}",
-                plant.name(),
-                seed - args.first + 1
-            ),
+            Some((seed, failure)) => {
+                if args.lines.is_some() || args.grep.is_some() {
+                    print_trace(args, Some(*plant), *seed);
+                }
+                println!(
+                    "{:28} caught after {} seeds, by seed {seed}: {failure}",
+                    plant.name(),
+                    seed - args.first + 1
+                );
+            }
             None => {
                 missed += 1;
                 println!("{:28} not caught in {} seeds", plant.name(), totals.seeds);

@@ -12,8 +12,9 @@ use pronto_controller::planner::{Effect, Event, Now, Settings, State};
 use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
+use pronto_protocol::Operand;
 use pronto_protocol::transport::Dialer;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// The wall clock at the simulation's beginning, for people.
 const UNIX_MS: u64 = 1_800_000_000_000;
@@ -44,6 +45,8 @@ pub struct Controller {
     /// The disk takes no more before this.
     pub stalled_until: Time,
     pub ticks_at: Time,
+    /// STOPs that this process has sent, for a planted bug.
+    stops_said: BTreeSet<bytes::Bytes>,
     /// What its wall clock shows at the simulation's beginning.
     pub unix_ms_at_zero: u64,
 }
@@ -78,6 +81,7 @@ impl Controller {
             welcomed: false,
             stalled_until: 0,
             ticks_at: Time::MAX,
+            stops_said: BTreeSet::new(),
             unix_ms_at_zero: UNIX_MS,
         }
     }
@@ -143,11 +147,11 @@ impl Controller {
         self.planner.is_some() && self.unfinished() == 0
     }
 
-    /// How many attempts it did not know, and left alone.
+    /// How many events of a kind it has recorded.
     #[must_use]
-    pub fn quarantined(&self) -> usize {
+    pub fn events_of(&self, kind: &str) -> usize {
         let events = self.store.events.iter();
-        events.filter(|event| event.kind == "quarantined").count()
+        events.filter(|event| event.kind == kind).count()
     }
 
     /// Makes a copy of what is durable.
@@ -156,11 +160,17 @@ impl Controller {
     }
 
     /// Replaces the dead process's store by the last copy that was made of it. Its operator sees to it
-    /// that the clock is right.
-    pub fn restore(&mut self, now: Time) {
-        if let Some(backup) = &self.backup {
-            self.store = backup.restored(UNIX_MS + now / MS);
-        }
+    /// that the clock is right. Whether there was one.
+    pub fn restore(&mut self, now: Time, plant: Option<Plant>) -> bool {
+        let Some(backup) = &self.backup else {
+            return false;
+        };
+        self.store = if plant == Some(Plant::RepeatsNumbers) {
+            backup.clone()
+        } else {
+            backup.restored(UNIX_MS + now / MS)
+        };
+        true
     }
 
     /// Whether something was handed to its disk and is not durable yet.
@@ -174,6 +184,7 @@ impl Controller {
         self.planner = None;
         self.unsynced.clear();
         self.committing = None;
+        self.stops_said.clear();
         self.conn = None;
         self.welcomed = false;
         self.ticks_at = Time::MAX;
@@ -227,7 +238,14 @@ impl Controller {
                         self.begin_commit(now, rng, plant, wishes);
                     }
                 }
-                Effect::Send(frame) => wishes.send.push(frame),
+                Effect::Send(frame) => {
+                    let again = plant == Some(Plant::StopsOnce)
+                        && frame.operand == Operand::Stop
+                        && !self.stops_said.insert(frame.payload.to_bytes());
+                    if !again {
+                        wishes.send.push(frame);
+                    }
+                }
                 Effect::DropSession { reason } => wishes.drop_session = Some(reason),
                 Effect::Lookup { lookup, id } => {
                     let found = self.store.lookup(id).expect("memory does not fail");

@@ -50,6 +50,22 @@ pub enum Fault {
     Expire { host: Host, time: Time },
 }
 
+impl Fault {
+    /// A controller's store is put back twice to what it was early on, in a run of the usual length.
+    #[must_use]
+    pub fn restores() -> Vec<(Time, Self)> {
+        let restore = || Self::Restore {
+            controller: 0,
+            back_after: 200 * MS,
+        };
+        vec![
+            (3_000 * MS, Self::Backup { controller: 0 }),
+            (8_000 * MS, restore()),
+            (14_000 * MS, restore()),
+        ]
+    }
+}
+
 /// Who may be broken.
 #[derive(Clone, Copy, Debug)]
 pub struct Cast {

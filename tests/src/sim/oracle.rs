@@ -76,8 +76,10 @@ pub struct Oracle {
     /// Refusals that were judged already, and how many there were on each node.
     refused: BTreeSet<AttemptId>,
     pub refused_by: BTreeMap<u32, usize>,
-    /// STARTs that the controller sent.
+    /// Attempts that a controller sent, and was not told that they were refused.
     sent: BTreeSet<AttemptId>,
+    /// How many STARTs controllers sent in all.
+    pub starts: usize,
     capacities: BTreeMap<u32, Capacity>,
     /// The quota of instances that each tenant has, where it has one.
     pub quotas: BTreeMap<String, u64>,
@@ -228,9 +230,10 @@ impl Oracle {
     }
 
     /// The controller sends a START, of whose instance this attempt is on its disk.
-    pub fn starts(&mut self, id: AttemptId, durable: Option<u32>) {
+    pub fn sends(&mut self, id: AttemptId, durable: Option<u32>) {
+        self.starts += 1;
         if !self.sent.insert(id) {
-            self.violate(format!("rule 1: {id:?} was sent twice"));
+            self.violate(format!("rule 1: {id:?} was sent twice, and not refused"));
         }
         if durable != Some(id.attempt.0) {
             self.violate(format!(
@@ -241,6 +244,11 @@ impl Oracle {
         if stopped == Some(true) {
             self.violate(format!("{id:?} was sent after its stop was acknowledged"));
         }
+    }
+
+    /// The controller hears that a START was refused.
+    pub fn hears_refusal(&mut self, id: AttemptId) {
+        self.sent.remove(&id);
     }
 
     /// Invariant 1.
@@ -285,12 +293,6 @@ impl Oracle {
     #[must_use]
     pub fn begun(&self) -> usize {
         self.begun.len()
-    }
-
-    /// How many STARTs controllers sent in all.
-    #[must_use]
-    pub fn sent_count(&self) -> usize {
-        self.sent.len()
     }
 
     /// The highest attempt of an instance that began.

@@ -32,11 +32,17 @@ pub enum Plant {
     ProlongsLeases,
     /// An inventory says to cover STARTs that its node has not seen.
     PostdatesInventories,
+    /// A controller says STOP once, and takes it for heard.
+    StopsOnce,
+    /// A store that was restored goes on with the numbers of its backup.
+    RepeatsNumbers,
+    /// A launcher obeys a scheduler that has been left for another.
+    ObeysAnyTerm,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -48,6 +54,9 @@ impl Plant {
         Self::IgnoresFence,
         Self::ProlongsLeases,
         Self::PostdatesInventories,
+        Self::StopsOnce,
+        Self::RepeatsNumbers,
+        Self::ObeysAnyTerm,
     ];
 
     /// Its name on the command line.
@@ -65,6 +74,9 @@ impl Plant {
             Self::IgnoresFence => "ignores-fence",
             Self::ProlongsLeases => "prolongs-leases",
             Self::PostdatesInventories => "postdates-inventories",
+            Self::StopsOnce => "stops-once",
+            Self::RepeatsNumbers => "repeats-numbers",
+            Self::ObeysAnyTerm => "obeys-any-term",
         }
     }
 

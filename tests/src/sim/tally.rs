@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// Everything that seeds must show: what breaks, what users do, and what comes of both. A queue that
 /// takes nothing more is counted too, and not expected: its sender holds back where it is brimming.
-pub const EXPECTED: [&str; 26] = [
+pub const EXPECTED: [&str; 28] = [
     "scheduler killed",
     "controller killed",
     "launcher killed",
@@ -32,6 +32,8 @@ pub const EXPECTED: [&str; 26] = [
     "stop and delete",
     "drain",
     "quota exceeded",
+    "attempt taken back",
+    "store restored",
 ];
 
 /// Counts by name.

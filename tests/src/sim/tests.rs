@@ -19,6 +19,7 @@ fn calm(seed: u64) -> SimConfig {
         busy: 500 * MS,
         fault_every: 0,
         user_every: 10 * MS,
+        script: Vec::new(),
         ..SimConfig::new(seed)
     }
 }
@@ -138,16 +139,8 @@ fn a_store_is_restored_from_an_old_backup() {
 #[test]
 fn a_store_is_restored_while_everything_else_breaks() {
     for seed in 1..=40 {
-        let restore = |controller| Fault::Restore {
-            controller,
-            back_after: 200 * MS,
-        };
         let config = SimConfig {
-            script: vec![
-                (3_000 * MS, Fault::Backup { controller: 0 }),
-                (8_000 * MS, restore(0)),
-                (14_000 * MS, restore(0)),
-            ],
+            script: Fault::restores(),
             ..SimConfig::new(seed)
         };
         checked(config, &format!("seed {seed}"));

@@ -78,6 +78,12 @@ impl SimConfig {
     pub fn new(seed: u64) -> Self {
         // Every third cluster has a scheduler only; of those, every second has two controllers.
         let alone = seed.is_multiple_of(3);
+        // Every fifth gets an old store back.
+        let script = if seed % 5 == 3 {
+            Fault::restores()
+        } else {
+            Vec::new()
+        };
         Self {
             seed,
             nodes: 2 + u32::try_from(seed % 5).expect("small"),
@@ -89,7 +95,7 @@ impl SimConfig {
             fault_every: 700 * MS,
             user_every: 150 * MS,
             submissions: Vec::new(),
-            script: Vec::new(),
+            script,
             plant: None,
             // Every fourth cluster has so little room that slow peers fill it.
             room: if seed % 4 == 3 {
@@ -471,6 +477,12 @@ impl World {
             text.push('\n');
             text
         });
+        let events_of = |kind| {
+            let counts = self.controllers.iter().map(|it| it.events_of(kind));
+            counts.sum::<usize>()
+        };
+        self.tally
+            .count_many("attempt taken back", events_of("taken_back") as u64);
         Outcome {
             seed: self.config.seed,
             failure: self.oracle.violation.clone(),
@@ -478,10 +490,10 @@ impl World {
             digest: self.digest,
             acknowledged: self.oracle.acknowledged.len(),
             attempts: self.oracle.begun(),
-            starts: self.oracle.sent_count(),
+            starts: self.oracle.starts,
             refused: self.oracle.refused_by.clone(),
             ends: self.ends(),
-            quarantined: self.controllers.iter().map(Controller::quarantined).sum(),
+            quarantined: events_of("quarantined"),
             faults: self.faults,
             tally: self.tally,
             steps: self.steps,

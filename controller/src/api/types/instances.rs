@@ -157,7 +157,7 @@ pub struct Instance {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub priority: i16,
-    /// The current attempt, from 1; internal retries count here.
+    /// The current attempt, from 1: a new number for each that may run beside or after another.
     pub attempt: u32,
     /// Restarts by policy or by a user.
     pub restarts: u32,

@@ -321,6 +321,14 @@ impl Harness {
         self.submit_as(admin(), call).unwrap()
     }
 
+    /// Submits one instance and makes it durable, where nothing commits by itself.
+    pub(crate) fn submit_durably(&mut self, spec: Spec) {
+        let call = self.submit_call(spec, 1);
+        let token = self.ask_later(admin(), Call::Submit(Box::new(call)));
+        self.commit();
+        self.reply(token).expect("an answer").unwrap();
+    }
+
     pub(crate) fn submit_as(
         &mut self,
         actor: Actor,

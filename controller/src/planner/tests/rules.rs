@@ -5,27 +5,57 @@ use crate::api::types::{OnDisconnectSpec, ReschedulePolicy, RestartMode, Restart
 use crate::store::AfterStop;
 
 #[test]
-fn rule_01_an_attempt_is_committed_before_it_is_sent_and_never_sent_again() {
+fn rule_01_an_attempt_is_committed_before_it_is_sent() {
     let mut h = Harness::new();
     let a = node("a");
     h.connect(std::slice::from_ref(&a));
     h.auto_commit = false;
-    let call = h.submit_call(sim(), 1);
+    let mut spec = sim();
+    spec.restart.mode = RestartMode::Always;
+    let call = h.submit_call(spec, 1);
     let token = h.ask_later(admin(), Call::Submit(Box::new(call)));
     assert!(h.sent.is_empty(), "nothing leaves before the commit");
     assert!(h.reply(token).is_none(), "nor is the user told");
     h.commit();
     assert!(h.reply(token).unwrap().is_ok());
-    let first = h.start();
-    assert_eq!(first.0.id.attempt.0, 1);
-    h.refuse(&first, Refusal::CloudFull, 1);
-    h.capacity(2);
+    let first = h.start().0.id;
+    assert_eq!(first.attempt.0, 1);
+    h.placed(first, &a);
+    h.ended("a", first, EndCause::Exited { code: 0 });
+    h.pass(5_000);
     assert!(h.sent.is_empty(), "the raised attempt waits for its commit");
     h.commit();
     assert_eq!(h.store.amends.values().next().unwrap().attempt, 2);
-    let second = h.start();
-    assert_eq!(second.0.id.attempt.0, 2);
-    h.placed(second.0.id, &a);
+    h.expect_ack(first);
+    h.pass(5_000);
+    let second = h.start().0.id;
+    assert_eq!(second.attempt.0, 2);
+    h.placed(second, &a);
+}
+
+#[test]
+fn rule_01_what_was_refused_is_sent_again_and_what_was_not_answered_is_not() {
+    let mut h = Harness::new();
+    let a = node("a");
+    h.connect(std::slice::from_ref(&a));
+    h.auto_commit = false;
+    h.submit_durably(sim());
+    for generation in 1..4 {
+        let start = h.start();
+        assert_eq!(start.0.id.attempt.0, 1, "it certainly did not run");
+        h.refuse(&start, Refusal::CloudFull, generation);
+        h.capacity(generation + 1);
+    }
+    assert!(h.batches.is_empty(), "a refusal costs no write");
+    h.auto_commit = true;
+    h.start();
+    h.disconnect_scheduler();
+    h.connect(std::slice::from_ref(&a));
+    let ask = h.expect_inventory(&a);
+    h.inventory(&a, 0, &[], ask);
+    let next = h.start().0.id;
+    assert_eq!(next.attempt.0, 2, "it may have run");
+    h.placed(next, &a);
 }
 
 #[test]
@@ -332,13 +362,13 @@ fn rule_04_what_comes_back_before_its_successor_is_placed_is_taken_back() {
     h.pass(10_000);
     assert!(h.sent.is_empty(), "neither a STOP nor a START");
     let stored = h.store.amends.values().next().copied().unwrap();
-    assert_eq!((stored.attempt, stored.highest_attempt), (1, 3));
+    assert_eq!((stored.attempt, stored.highest_attempt), (1, 2));
     assert_eq!(stored.reschedules, 0, "it went nowhere");
     // Numbers that were given out are not given out again, not even by the next process.
     h.ended("a", first, EndCause::NodeFailed);
     h.expect_ack(first);
     h.pass(2_000);
-    assert_eq!(h.start().0.id.attempt.0, 4);
+    assert_eq!(h.start().0.id.attempt.0, 3);
 }
 
 #[test]
@@ -580,6 +610,20 @@ fn rule_06_an_unknown_instance_of_ones_own_is_quarantined_and_never_stopped() {
     h.placed(new, &a);
     h.ended("a", start, EndCause::Exited { code: 0 });
     assert!(h.sent.is_empty());
+    // Nor does it pass for it in an inventory: the new one has not reached its node.
+    let a = again(&a, &[(start, NodePhase::Ended)]);
+    h.node_up(&a);
+    let ask = h.expect_inventory(&a);
+    let old = report(
+        start,
+        NodePhase::Ended,
+        Some(EndCause::Exited { code: 0 }),
+        2,
+    );
+    h.inventory(&a, 0, &[old], ask);
+    h.pass(2_000);
+    let next = h.start().0.id;
+    assert_eq!((next.instance, next.attempt.0), (new.instance, 2));
 }
 
 #[test]
@@ -587,11 +631,15 @@ fn rule_06_a_restored_store_adopts_newer_attempts_and_raises_its_epoch() {
     let mut h = Harness::new();
     let a = node("a");
     h.connect(std::slice::from_ref(&a));
-    h.submit(sim(), 1);
+    let mut spec = sim();
+    spec.restart.mode = RestartMode::Always;
+    h.submit(spec, 1);
     let mut old = h.store.clone();
-    let start = h.start();
-    h.refuse(&start, Refusal::CloudFull, 1);
-    h.capacity(2);
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.ended("a", first, EndCause::Exited { code: 0 });
+    h.expect_ack(first);
+    h.pass(5_000);
     let second = h.start().0.id;
     h.placed(second, &a);
     old.meta.restored = true;
@@ -662,6 +710,52 @@ fn rule_06_a_restored_store_repeats_no_epoch_no_term_and_no_attempt() {
     let fourth = h.start().0.id;
     assert_eq!(fourth.attempt.0, third.attempt.0 + 1);
     h.placed(fourth, &a);
+}
+
+/// What a store that was put back takes for the current attempt may have failed long ago, and its
+/// successor, which the store does not know, may run on a node that is asked last.
+#[test]
+fn rule_06_a_restored_store_asks_every_node_for_the_newest_attempt() {
+    let mut h = Harness::new();
+    let (a, b) = (node("a"), node("b"));
+    h.connect(&[a.clone(), b.clone()]);
+    let mut spec = sim();
+    spec.restart.mode = RestartMode::OnFailure;
+    let id = h.submit(spec, 1).instances[0];
+    let backup = h.store.clone();
+    let first = h.start().0.id;
+    h.placed(first, &a);
+    h.ended("a", first, EndCause::Exited { code: 1 });
+    h.expect_ack(first);
+    h.pass(2_000);
+    let second = h.start().0.id;
+    h.placed(second, &b);
+
+    let mut h = h.crash_onto(backup.restored(1_900_000_000_000));
+    // The acknowledgement was lost on its way.
+    let old = report(
+        first,
+        NodePhase::Ended,
+        Some(EndCause::Exited { code: 1 }),
+        2,
+    );
+    let new = report(second, NodePhase::Running, None, 1);
+    let (a, b) = (
+        again(&a, &[(first, NodePhase::Ended)]),
+        again(&b, &[(second, NodePhase::Running)]),
+    );
+    h.connect(&[a.clone(), b.clone()]);
+    let (ask_a, ask_b) = (h.expect_inventory(&a), h.expect_inventory(&b));
+    h.inventory(&a, 0, &[old], ask_a);
+    h.pass(5_000);
+    assert!(h.sent.is_empty(), "nothing is started beside it");
+    h.inventory(&b, 0, std::slice::from_ref(&new), ask_b);
+    assert_eq!(h.state_of(id), InstanceState::Running);
+    h.expect_ack(first);
+    // It may have gone since.
+    let ask = h.expect_inventory(&b);
+    h.inventory(&b, 0, &[new], ask);
+    assert_eq!(h.store.amends.values().next().unwrap().attempt, 2);
 }
 
 #[test]
@@ -982,12 +1076,12 @@ fn a_hundred_thousand_pending_and_one_freed_slot_cost_one_start() {
     }
     assert!(sent <= 1024, "{sent} STARTs until it was known");
     h.capacity(2);
-    let probe = h.start();
-    assert_eq!(probe.0.id.attempt.0, 2, "the oldest one that was refused");
-    h.refuse(&probe, Refusal::CloudFull, 2);
+    let oldest = h.start();
+    h.refuse(&oldest, Refusal::CloudFull, 2);
     assert!(h.sent.is_empty());
     h.capacity(3);
     let probe = h.start();
+    assert_eq!(probe.0.id, oldest.0.id, "the oldest that was refused");
     h.placed(probe.0.id, &a);
     assert_eq!(h.starts().len(), 2, "its window doubles");
 }

@@ -137,8 +137,11 @@ impl World {
                 back_after,
             } => {
                 self.kill_controller(controller, back_after);
+                let plant = self.config.plant;
                 let host = &mut self.controllers[controller as usize];
-                host.restore(self.now);
+                if host.restore(self.now, plant) {
+                    self.tally.count("store restored");
+                }
                 self.oracle
                     .restore(controller, |id| host.end_of(id).is_some());
             }

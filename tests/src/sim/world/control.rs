@@ -161,7 +161,7 @@ impl World {
                         let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
                         self.say(format_args!("controller-{controller} <- {said}"));
                     }
-                    self.count_full_cloud(&frame);
+                    self.note_refusal(&frame);
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),
@@ -174,12 +174,14 @@ impl World {
         }
     }
 
-    fn count_full_cloud(&mut self, frame: &pronto_protocol::Frame) {
+    fn note_refusal(&mut self, frame: &pronto_protocol::Frame) {
         if frame.operand == Operand::StartFailure
             && let Ok(failure) = decode::<StartFailure>(&frame.payload.to_bytes())
-            && failure.refusal == Refusal::CloudFull
         {
-            self.tally.count("cloud full");
+            self.oracle.hears_refusal(failure.id);
+            if failure.refusal == Refusal::CloudFull {
+                self.tally.count("cloud full");
+            }
         }
     }
 
@@ -258,7 +260,7 @@ impl World {
             {
                 let host = self.controller(controller);
                 let durable = host.durable_attempt(prefix.id.instance);
-                self.oracle.starts(prefix.id, durable);
+                self.oracle.sends(prefix.id, durable);
             }
             match self.net.queue(conn, Side::Client, frame) {
                 Ok(()) | Err(pronto_protocol::SendError::Closed) => {}
