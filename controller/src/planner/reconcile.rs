@@ -13,7 +13,8 @@
 //! ```
 //!
 //! For `stop-after` the same time is waited from the break itself, for a node that connected just
-//! before and is not known yet. A missing attempt is followed by the next one; that is no retry
+//! before and is not known yet; and in a store that was put back from a backup `lost_after`, since it
+//! may not know all nodes (`rollback`). A missing attempt is followed by the next one; that is no retry
 //! that a user counts.
 
 use super::dispatch::Topic;
@@ -21,7 +22,7 @@ use super::event::{Effect, SessionUp};
 use super::instance::Phase;
 use super::journal::After;
 use super::nodes::Pull;
-use super::state::State;
+use super::state::{State, ns};
 use crate::api::types::Severity;
 use crate::store::{AfterStop, Write};
 use pronto_payloads::codec::encode;
@@ -464,6 +465,9 @@ impl State {
         if !keep_cleared && heard_ns.is_none() {
             return;
         }
+        // A store that was put back may not know every node either.
+        let lost_after_ns = ns(self.settings.lost_after_ms);
+        let all_could_come = self.now.mono_ns - self.link.since_ns >= lost_after_ns;
         let numbers: Vec<u64> = self.link.uncertain.iter().copied().collect();
         for seq in numbers {
             let Some(slot) = self.slot(seq) else {
@@ -482,7 +486,7 @@ impl State {
                     .fence_at(slot, heard.max(since_ns))
                     .is_none_or(|at| at <= self.now.mono_ns),
             };
-            if resolved {
+            if resolved && (all_could_come || !self.is_outdated(slot)) {
                 self.link.uncertain.remove(&seq);
                 self.on_nowhere(slot);
             }
@@ -536,7 +540,7 @@ impl State {
         };
         let Some(slot) = self.slot(seq) else { return };
         let waited_ns = now_ns - self.instance(slot).waiting_since_ns;
-        let after_ns = super::state::ns(self.settings.overtake_after_ms);
+        let after_ns = ns(self.settings.overtake_after_ms);
         // Half of the time after that it lets others pass: its room may never come.
         let phase = (waited_ns - after_ns).rem_euclid(2 * BARRIER_NS);
         if waited_ns >= after_ns && phase < BARRIER_NS {

@@ -3,9 +3,10 @@
 //!
 //! Nodes know. An instance that they report and the store does not is quarantined: left alone, with an
 //! alarm. Of an instance that the store does know, the newest attempt that any node has is the current
-//! one; which that is, is certain only once every node was asked. Until then an attempt that the store
-//! had numbered before it was put back is uncertain (`reconcile`), and what nodes report of it is held:
-//! an older attempt that has failed must not be followed by a new one while a newer one runs elsewhere.
+//! one; which that is, is certain only once every node was asked, those too that the store never heard of
+//! and that had time to come. Until then an attempt that the store had numbered before it was put back is
+//! uncertain (`reconcile`), and what nodes report of it is held: an older attempt that has failed must
+//! not be followed by a new one while a newer one runs elsewhere.
 
 use super::instance::Phase;
 use super::state::State;

@@ -12,9 +12,8 @@ use pronto_controller::planner::{Effect, Event, Now, Settings, State};
 use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
-use pronto_protocol::Operand;
 use pronto_protocol::transport::Dialer;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// The wall clock at the simulation's beginning, for people.
 const UNIX_MS: u64 = 1_800_000_000_000;
@@ -45,8 +44,6 @@ pub struct Controller {
     /// The disk takes no more before this.
     pub stalled_until: Time,
     pub ticks_at: Time,
-    /// STOPs that this process has sent, for a planted bug.
-    stops_said: BTreeSet<bytes::Bytes>,
     /// What its wall clock shows at the simulation's beginning.
     pub unix_ms_at_zero: u64,
 }
@@ -81,7 +78,6 @@ impl Controller {
             welcomed: false,
             stalled_until: 0,
             ticks_at: Time::MAX,
-            stops_said: BTreeSet::new(),
             unix_ms_at_zero: UNIX_MS,
         }
     }
@@ -184,7 +180,6 @@ impl Controller {
         self.planner = None;
         self.unsynced.clear();
         self.committing = None;
-        self.stops_said.clear();
         self.conn = None;
         self.welcomed = false;
         self.ticks_at = Time::MAX;
@@ -238,14 +233,7 @@ impl Controller {
                         self.begin_commit(now, rng, plant, wishes);
                     }
                 }
-                Effect::Send(frame) => {
-                    let again = plant == Some(Plant::StopsOnce)
-                        && frame.operand == Operand::Stop
-                        && !self.stops_said.insert(frame.payload.to_bytes());
-                    if !again {
-                        wishes.send.push(frame);
-                    }
-                }
+                Effect::Send(frame) => wishes.send.push(frame),
                 Effect::DropSession { reason } => wishes.drop_session = Some(reason),
                 Effect::Lookup { lookup, id } => {
                     let found = self.store.lookup(id).expect("memory does not fail");

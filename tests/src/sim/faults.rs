@@ -105,7 +105,8 @@ pub fn draw(rng: &mut Rng, cast: Cast) -> Fault {
         },
         24..36 => Fault::Kill {
             host: Host::Node(node),
-            back_after: long,
+            // Longer than any fence takes, now and then.
+            back_after: if rng.per_mille(250) { 2 * long } else { long },
         },
         36..44 => Fault::KillInStep {
             node,

@@ -16,7 +16,7 @@ use pronto_launcher::supervisor::{
     Durable, Effect, Event, Found, Job, Settings, StopCause, Supervisor,
 };
 use pronto_payloads::demand::{Capacity, Runtime};
-use pronto_payloads::ids::{BootId, NodeUuid, SessionEpoch, Term};
+use pronto_payloads::ids::{BootId, NodeUuid, SessionEpoch};
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::node::{Label, NodeFacts, NodeLoad};
 use pronto_payloads::place::AttemptId;
@@ -96,8 +96,6 @@ pub struct Node {
     pub swallows_until: Time,
     /// Ends that were said once, for a planted bug.
     ends_said: BTreeSet<AttemptId>,
-    /// The highest term of a lease or START, for a planted bug.
-    pub highest_term: Term,
 }
 
 /// What the node wants of the world.
@@ -139,7 +137,6 @@ impl Node {
             stutters_until: 0,
             swallows_until: 0,
             ends_said: BTreeSet::new(),
-            highest_term: Term::default(),
         }
     }
 

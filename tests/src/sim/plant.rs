@@ -4,8 +4,9 @@
 //! with that bug would have made it do. A planted bug must make some seed fail, and soon.
 //!
 //! A launcher that forgets its tombstones is not among them: sessions keep the order of what they
-//! carry and are thrown away whole, so that no STOP overtakes its START in this world. The scripted
-//! tests of rule 5 break that order by hand.
+//! carry and are thrown away whole, so that no STOP overtakes its START in this world. Nor is a STOP
+//! that is said once, since all work ends by itself here, nor a launcher that obeys a lower term, for
+//! which 3,000 seeds had no use. The scripted tests of rules 5 and 7 break these by hand.
 
 /// A bug to plant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +33,13 @@ pub enum Plant {
     ProlongsLeases,
     /// An inventory says to cover STARTs that its node has not seen.
     PostdatesInventories,
-    /// A controller says STOP once, and takes it for heard.
-    StopsOnce,
     /// A store that was restored goes on with the numbers of its backup.
     RepeatsNumbers,
-    /// A launcher obeys a scheduler that has been left for another.
-    ObeysAnyTerm,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 12] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -54,9 +51,7 @@ impl Plant {
         Self::IgnoresFence,
         Self::ProlongsLeases,
         Self::PostdatesInventories,
-        Self::StopsOnce,
         Self::RepeatsNumbers,
-        Self::ObeysAnyTerm,
     ];
 
     /// Its name on the command line.
@@ -74,9 +69,7 @@ impl Plant {
             Self::IgnoresFence => "ignores-fence",
             Self::ProlongsLeases => "prolongs-leases",
             Self::PostdatesInventories => "postdates-inventories",
-            Self::StopsOnce => "stops-once",
             Self::RepeatsNumbers => "repeats-numbers",
-            Self::ObeysAnyTerm => "obeys-any-term",
         }
     }
 

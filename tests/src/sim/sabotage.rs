@@ -2,10 +2,10 @@
 
 use pronto_payloads::codec::{decode, encode, take};
 use pronto_payloads::control::FromNode;
-use pronto_payloads::ids::{Attempt, InstanceId, Seq, Term};
+use pronto_payloads::ids::{Attempt, InstanceId, Seq};
 use pronto_payloads::instance::{End, InstanceReport, Inventory};
 use pronto_payloads::node::{Lease, Status};
-use pronto_payloads::place::{AttemptId, StartStamp};
+use pronto_payloads::place::AttemptId;
 use pronto_protocol::{Frame, Operand};
 
 /// Whether the frame is a READY, FULL or MAINTENANCE.
@@ -56,29 +56,6 @@ pub fn prolong(frame: &mut Frame) {
         lease.lease_ms *= 100;
         frame.payload = encode(&lease).into();
     }
-}
-
-/// A lease or START of at least this term, the highest that its launcher has seen; the higher one.
-pub fn raise_term(frame: &mut Frame, highest: Term) -> Term {
-    match frame.operand {
-        Operand::Lease => {
-            if let Ok(mut lease) = decode::<Lease>(&frame.payload.to_bytes()) {
-                lease.term = lease.term.max(highest);
-                frame.payload = encode(&lease).into();
-                return lease.term;
-            }
-        }
-        Operand::Start => {
-            let mut bytes = frame.payload.to_bytes();
-            if let Ok(mut stamp) = take::<StartStamp>(&mut bytes) {
-                stamp.term = stamp.term.max(highest);
-                frame.payload = [encode(&stamp), bytes].concat().into();
-                return stamp.term;
-            }
-        }
-        _ => {}
-    }
-    highest
 }
 
 /// A launcher's report of an end.

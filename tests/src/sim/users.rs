@@ -15,6 +15,9 @@ pub const SMALL_TENANT: &str = "small";
 /// Its quota of instances.
 pub const SMALL_QUOTA: u64 = 6;
 
+/// Longer than any fence takes.
+const LONG_MS: u64 = 15_000;
+
 /// An administrator.
 #[must_use]
 pub fn admin() -> Actor {
@@ -72,9 +75,8 @@ pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
     let run_ms = match rng.below(40) {
         0..18 => rng.between(0, 20),
         18..36 => rng.between(50, 1500),
-        36..39 => rng.between(2_000, 8_000),
-        // Longer than any fence takes.
-        _ => rng.between(10_000, 20_000),
+        36..38 => rng.between(2_000, 8_000),
+        _ => rng.between(LONG_MS, 2 * LONG_MS),
     };
     let exit_code = i32::from(rng.per_mille(100));
     // Most work has a shim and outlives its launcher; some is the launcher's own.
@@ -94,7 +96,8 @@ pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
     };
     spec.stop_grace_ms = rng.between(1, 500);
     spec.priority = i16::try_from(rng.below(3)).expect("small");
-    if rng.per_mille(400) {
+    // What runs longer than any fence takes shows whether the fence holds.
+    if rng.per_mille(if run_ms >= LONG_MS { 800 } else { 400 }) {
         spec.on_disconnect = OnDisconnectSpec::StopAfterMs(rng.between(100, 3000));
     }
     if rng.per_mille(300) {

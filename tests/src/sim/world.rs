@@ -93,7 +93,8 @@ impl SimConfig {
             busy: 20_000 * MS,
             settle: 300_000 * MS,
             fault_every: 700 * MS,
-            user_every: 150 * MS,
+            // Most clusters are full; in every fourth there is room, and successors start at once.
+            user_every: if seed % 4 == 2 { 600 * MS } else { 150 * MS },
             submissions: Vec::new(),
             script,
             plant: None,

@@ -92,10 +92,6 @@ impl World {
                     if self.config.plant == Some(Plant::ProlongsLeases) {
                         sabotage::prolong(&mut frame);
                     }
-                    if self.config.plant == Some(Plant::ObeysAnyTerm) {
-                        let highest = &mut self.nodes[node as usize].highest_term;
-                        *highest = sabotage::raise_term(&mut frame, *highest);
-                    }
                     if self.is_traced() {
                         let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
                         self.say(format_args!("node-{node} <- {said}"));
