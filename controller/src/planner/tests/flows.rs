@@ -25,9 +25,7 @@ fn run_to_end(h: &mut Harness, a: &NodeConnected, cause: EndCause) -> AttemptId 
 
 #[test]
 fn a_repeated_request_returns_the_first_answer_and_starts_nothing() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [_]) = Harness::beside(["a"]);
     let call = h.submit_call(sim(), 3);
     let first = h.submit_as(admin(), call.clone()).unwrap();
     let again = h.submit_as(admin(), call.clone()).unwrap();
@@ -68,12 +66,9 @@ fn a_repetition_while_the_first_is_being_committed_waits_for_it() {
 
 #[test]
 fn a_full_disk_refuses_a_submission_whole_and_nothing_else() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let living = h.submit(sim(), 1).instances[0];
-    let start = h.start().0.id;
-    h.placed(start, &a);
+    let start = h.start_on(&a);
     h.store.full = true;
     let call = h.submit_call(sim(), 5);
     let refused = h.submit_as(admin(), call.clone()).unwrap_err();
@@ -203,9 +198,7 @@ fn a_user_sees_nothing_of_another_tenant() {
 
 #[test]
 fn names_are_unique_among_the_living() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let named = |h: &Harness, name: &str, count| SubmitCall {
         name: Some(name.to_owned()),
         ..h.submit_call(sim(), count)
@@ -244,9 +237,7 @@ fn a_short_id_finds_its_instance() {
 
 #[test]
 fn failures_are_restarted_with_back_off_and_a_limit() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let mut spec = sim();
     spec.restart = RestartPolicy {
         mode: RestartMode::OnFailure,
@@ -272,9 +263,7 @@ fn failures_are_restarted_with_back_off_and_a_limit() {
 
 #[test]
 fn a_command_that_can_not_run_is_not_restarted() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let mut spec = sim();
     spec.restart.mode = RestartMode::Always;
     let id = h.submit(spec, 1).instances[0];
@@ -285,9 +274,7 @@ fn a_command_that_can_not_run_is_not_restarted() {
 
 #[test]
 fn a_node_that_rejects_is_avoided_and_spends_a_reschedule() {
-    let mut h = Harness::new();
-    let (a, b) = (node("a"), node("b"));
-    h.connect(&[a.clone(), b.clone()]);
+    let (mut h, [a, b]) = Harness::beside(["a", "b"]);
     let mut spec = sim();
     spec.reschedule.limit = 1;
     let id = h.submit(spec, 1).instances[0];
@@ -303,9 +290,7 @@ fn a_node_that_rejects_is_avoided_and_spends_a_reschedule() {
 
 #[test]
 fn a_pending_instance_expires_and_a_placed_one_does_not() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let mut spec = sim();
     spec.pending_timeout_ms = Some(5_000);
     let ids = h.submit(spec, 2).instances;
@@ -343,12 +328,9 @@ fn a_stop_cancels_what_waits_and_catches_what_is_under_way() {
 
 #[test]
 fn a_user_restarts_what_runs_and_prefers_its_node() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let id = h.submit(sim(), 1).instances[0];
-    let first = h.start().0.id;
-    h.placed(first, &a);
+    let first = h.start_on(&a);
     h.running("a", first);
     let call = Call::Stop {
         id: id.into(),
@@ -367,18 +349,14 @@ fn a_user_restarts_what_runs_and_prefers_its_node() {
 
 #[test]
 fn a_drain_moves_what_may_move_and_waits_for_the_rest() {
-    let mut h = Harness::new();
-    let (a, b) = (node("a"), node("b"));
-    h.connect(&[a.clone(), b.clone()]);
+    let (mut h, [a, b]) = Harness::beside(["a", "b"]);
     let mut movable = sim();
     movable.restart.mode = RestartMode::OnFailure;
     let moves = h.submit(movable, 1).instances[0];
-    let first = h.start().0.id;
-    h.placed(first, &a);
+    let first = h.start_on(&a);
     h.running("a", first);
     let stays = h.submit(sim(), 1).instances[0];
-    let second = h.start().0.id;
-    h.placed(second, &a);
+    let second = h.start_on(&a);
     h.running("a", second);
     let drain = DrainCall {
         node: "a".to_owned(),
@@ -411,12 +389,9 @@ fn a_drain_moves_what_may_move_and_waits_for_the_rest() {
 
 #[test]
 fn a_deleted_instance_is_stopped_then_forgotten_with_its_files() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let id = h.submit(sim(), 1).instances[0];
-    let start = h.start().0.id;
-    h.placed(start, &a);
+    let start = h.start_on(&a);
     let call = Call::Stop {
         id: id.into(),
         grace_ms: None,
@@ -432,9 +407,7 @@ fn a_deleted_instance_is_stopped_then_forgotten_with_its_files() {
 
 #[test]
 fn an_aged_large_demand_holds_smaller_ones_back_for_a_while() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     h.submit(with_cpu(64_000), 1);
     let large = h.start();
     h.refuse(&large, Refusal::CloudFull, 1);
@@ -458,9 +431,7 @@ fn an_aged_large_demand_holds_smaller_ones_back_for_a_while() {
 
 #[test]
 fn a_workload_is_a_template_with_overrides() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let mut spec = sim();
     spec.env.insert("A".to_owned(), "1".to_owned());
     let workload = CreateWorkload {
@@ -491,9 +462,7 @@ fn a_workload_is_a_template_with_overrides() {
 
 #[test]
 fn an_ended_instance_can_be_opened_again() {
-    let mut h = Harness::new();
-    let a = node("a");
-    h.connect(std::slice::from_ref(&a));
+    let (mut h, [a]) = Harness::beside(["a"]);
     let response = h.submit(sim(), 2);
     let starts = h.starts();
     for start in &starts {
@@ -554,4 +523,70 @@ fn the_submission_rate_is_limited_with_a_time_to_come_back() {
 fn a_pending_instance_takes_few_bytes() {
     assert!(size_of::<super::super::instance::Instance>() <= 128);
     assert_eq!(shared("x").len(), 1);
+}
+
+#[test]
+fn a_hundred_thousand_pending_and_one_freed_slot_cost_one_start() {
+    let (mut h, [a]) = Harness::beside(["a"]);
+    h.submit(sim(), 100_000);
+    // The cloud takes one and is full then.
+    let mut sent = 0;
+    let mut first = true;
+    loop {
+        let starts = h.starts();
+        if starts.is_empty() {
+            break;
+        }
+        sent += starts.len();
+        for start in starts {
+            if std::mem::take(&mut first) {
+                h.step_unchecked(placed_frame(start.0.id, &a));
+            } else {
+                h.step_unchecked(refused_frame(&start, 1));
+            }
+        }
+    }
+    assert!(sent <= 1024, "{sent} STARTs until it was known");
+    h.capacity(2);
+    let oldest = h.start();
+    h.refuse(&oldest, Refusal::CloudFull, 2);
+    assert!(h.sent.is_empty());
+    h.capacity(3);
+    let probe = h.start();
+    assert_eq!(probe.0.id, oldest.0.id, "the oldest that was refused");
+    h.placed(probe.0.id, &a);
+    assert_eq!(h.starts().len(), 2, "its window doubles");
+}
+
+fn placed_frame(id: AttemptId, node: &NodeConnected) -> Frame {
+    let placed = Placed {
+        id,
+        node: node.node.clone(),
+        session_epoch: node.session_epoch,
+        seq: Seq(1),
+        placing_ns: 1,
+    };
+    Frame::answer(Operand::Placed, 0, encode(&placed))
+}
+
+fn refused_frame(start: &(StartPrefix, u64), generation: u64) -> Frame {
+    let failure = StartFailure {
+        id: start.0.id,
+        refusal: Refusal::CloudFull,
+        generation: Generation(generation),
+        text: String::new(),
+    };
+    Frame::answer(Operand::StartFailure, start.1, encode(&failure))
+}
+
+impl Harness {
+    /// Without the check of invariants, which takes long with many instances.
+    fn step_unchecked(&mut self, frame: Frame) {
+        let mut effects = Vec::new();
+        self.state.step(self.now, Event::Frame(frame), &mut effects);
+        self.take(effects);
+        while !self.batches.is_empty() {
+            self.commit();
+        }
+    }
 }

@@ -126,6 +126,14 @@ impl Harness {
         Self::with(Settings::default())
     }
 
+    /// With a scheduler to which these nodes are connected.
+    pub(crate) fn beside<const N: usize>(names: [&str; N]) -> (Self, [NodeConnected; N]) {
+        let nodes = names.map(node);
+        let mut new = Self::new();
+        new.connect(&nodes);
+        (new, nodes)
+    }
+
     pub(crate) fn with(settings: Settings) -> Self {
         let store = MemoryStore::new(OwnerId([7; 16]), 99);
         Self::on(store, settings, 0)
@@ -458,6 +466,19 @@ impl Harness {
         let mut starts = self.starts();
         assert_eq!(starts.len(), 1, "one START");
         starts.remove(0)
+    }
+
+    /// Lets back-off pass; the one START that follows.
+    pub(crate) fn start_after(&mut self, ms: i64) -> (StartPrefix, u64) {
+        self.pass(ms);
+        self.start()
+    }
+
+    /// The one START that was sent, placed on this node.
+    pub(crate) fn start_on(&mut self, node: &NodeConnected) -> AttemptId {
+        let id = self.start().0.id;
+        self.placed(id, node);
+        id
     }
 
     pub(crate) fn placed(&mut self, id: AttemptId, node: &NodeConnected) {
