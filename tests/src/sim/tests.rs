@@ -282,7 +282,7 @@ fn a_seed_replays_byte_for_byte() {
             ..SimConfig::new(seed)
         };
         let (first, second) = (run(&config), run(&config));
-        assert!(first.trace.len() > 100_000, "there is something to compare");
+        assert!(first.trace.len() > 30_000, "there is something to compare");
         assert!(first.trace == second.trace, "seed {seed} has two traces");
         assert_eq!(
             (first.digest, first.steps, first.attempts, first.settled_at),
