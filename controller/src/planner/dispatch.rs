@@ -34,6 +34,11 @@ pub(crate) enum Topic {
 
 const TOPIC_SHIFT: u32 = 60;
 
+/// An instance that avoids its last nodes, and finds no room on others, tries again after so long ...
+const AVOID_AGAIN_NS: i64 = 1_000_000_000;
+/// ... and after so long on any node.
+const AVOID_FOR_NS: i64 = 30_000_000_000;
+
 impl Topic {
     pub(crate) const fn correlation(self) -> u64 {
         let (kind, value) = match self {
@@ -180,6 +185,7 @@ impl State {
             return;
         }
         let class = instance.class;
+        let mut pause = false;
         self.link.answered();
         self.link.generation = self.link.generation.max(failure.generation);
         match failure.refusal {
@@ -198,6 +204,11 @@ impl State {
                 self.queue.void(class);
                 self.link.hold(self.now.mono_ns);
             }
+            // Says nothing of the others of its class, for which there may be room.
+            Refusal::CloudFull if self.avoids_nodes(slot) => {
+                self.queue.void(class);
+                pause = true;
+            }
             Refusal::CloudFull | Refusal::NoNodes | Refusal::NeverFits | Refusal::Warming => {
                 let priority = self.template(slot).priority();
                 let last = LastRefusal {
@@ -211,8 +222,35 @@ impl State {
             self.finish_stopped(slot);
         } else if !self.take_back_instead(slot) {
             // Refused, it certainly did not run: the same attempt is sent again.
-            self.requeue(slot);
+            if pause {
+                self.pause(slot);
+            } else {
+                self.requeue(slot);
+            }
         }
+    }
+
+    fn avoids_nodes(&self, slot: u32) -> bool {
+        let more = self.instance(slot).more.as_ref();
+        more.is_some_and(|more| !more.avoid.is_empty())
+    }
+
+    /// Waits a little for room on a node that is not avoided; in the end takes any.
+    fn pause(&mut self, slot: u32) {
+        let now_ns = self.now.mono_ns;
+        let instance = self.instance_mut(slot);
+        let seq = instance.seq;
+        let more = instance.more();
+        let since_ns = *more.avoiding_since_ns.get_or_insert(now_ns);
+        if now_ns - since_ns >= AVOID_FOR_NS {
+            more.avoid.clear();
+            self.requeue(slot);
+            return;
+        }
+        let at_ns = now_ns + AVOID_AGAIN_NS;
+        more.not_before_ns = at_ns;
+        self.set_phase(slot, Phase::Waiting);
+        self.arm(at_ns, seq);
     }
 
     /// A new attempt number, committed before the instance is queued again.

@@ -102,6 +102,8 @@ pub(crate) struct More {
     pub(crate) not_before_ns: i64,
     /// Nodes that the next attempt passes over, latest last.
     pub(crate) avoid: Vec<Arc<str>>,
+    /// Since when there is no room but on those.
+    pub(crate) avoiding_since_ns: Option<i64>,
     pub(crate) prefer: Option<Arc<str>>,
     pub(crate) usage: Option<UsageView>,
     /// Why the last attempt did not do, for people.

@@ -360,7 +360,14 @@ impl Queue {
             && entry.outstanding > 0
         {
             entry.outstanding -= 1;
+            // A probe whose instance is gone gives its turn.
+            let idle = entry.probing && entry.homes.is_empty() && entry.outstanding == 0;
+            entry.probing &= !idle;
             self.refresh_class(class);
+            if idle {
+                self.probing -= 1;
+                self.wake();
+            }
         }
     }
 

@@ -275,6 +275,7 @@ impl State {
                 more.avoid.remove(0);
             }
             more.avoid.push(node);
+            more.avoiding_since_ns = None;
         }
         self.raise(slot, delay_ns, ack);
     }
@@ -295,6 +296,7 @@ impl State {
         more.prefer = if moving { None } else { node.clone() };
         if let Some(node) = node.filter(|_| moving) {
             more.avoid = vec![node];
+            more.avoiding_since_ns = None;
         }
         self.raise(slot, 0, ack);
     }

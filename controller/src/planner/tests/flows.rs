@@ -525,6 +525,30 @@ fn a_pending_instance_takes_few_bytes() {
     assert_eq!(shared("x").len(), 1);
 }
 
+/// Its last node is the only one with room. Others like it go there meanwhile, and in the end it does.
+#[test]
+fn a_retry_that_avoids_its_last_node_holds_nobody_up() {
+    let (mut h, [a, _]) = Harness::beside(["a", "b"]);
+    h.submit(sim(), 1);
+    let first = h.start_on(&a);
+    h.ended("a", first, EndCause::Rejected);
+    h.expect_ack(first);
+    let retry = h.start_after(2_000);
+    assert_eq!(retry.0.avoid, ["a"]);
+    h.refuse(&retry, Refusal::CloudFull, 1);
+    h.submit(sim(), 1);
+    let other = h.start_on(&a);
+    assert_ne!(other.instance, first.instance);
+    for _ in 0..30 {
+        let again = h.start_after(1_000);
+        assert_eq!((again.0.id, again.0.avoid.len()), (retry.0.id, 1));
+        h.refuse(&again, Refusal::CloudFull, 1);
+    }
+    let last = h.start();
+    assert!(last.0.avoid.is_empty(), "anywhere now");
+    h.placed(last.0.id, &a);
+}
+
 #[test]
 fn a_hundred_thousand_pending_and_one_freed_slot_cost_one_start() {
     let (mut h, [a]) = Harness::beside(["a"]);
