@@ -50,6 +50,13 @@ impl Payload for NodeFacts {
         check_value("address", &self.address)?;
         self.allocatable.check()?;
         check_each("labels", &self.labels, limits::LABELS)?;
+        if self
+            .labels
+            .windows(2)
+            .any(|pair| pair[0].key >= pair[1].key)
+        {
+            return Err(Invalid::new("labels", "distinct keys in ascending order"));
+        }
         check_len("runtimes", self.runtimes.len(), Runtime::ALL.len())?;
         if self.schema_min > self.schema_max {
             return Err(Invalid::new("schema_min", "at most schema_max"));

@@ -152,7 +152,7 @@ impl State {
         let reported = up.welcome.owner_epoch.0;
         if reported > self.meta.epoch || (self.meta.restored && reported >= self.meta.epoch) {
             if self.meta.restored {
-                self.meta.epoch = reported + 1;
+                self.meta.epoch = reported.saturating_add(1);
                 self.meta.restored = false;
                 self.journal.write(Write::Epoch(self.meta.epoch));
                 self.record(
@@ -182,7 +182,7 @@ impl State {
         self.meta.term = if up.active && up.term.0 == term {
             term
         } else {
-            term + 1
+            term.saturating_add(1)
         };
         self.journal.write(Write::Term(self.meta.term));
         self.journal.then(After::Activate);

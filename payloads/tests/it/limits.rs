@@ -67,6 +67,15 @@ fn resources(count: usize) -> Vec<Resource> {
         .collect()
 }
 
+fn labels(count: usize) -> Vec<Label> {
+    let value = || "a".to_owned();
+    let label = |key| Label {
+        key,
+        value: value(),
+    };
+    names(count).into_iter().map(label).collect()
+}
+
 fn prefix() -> StartPrefix {
     StartPrefix {
         id: ID,
@@ -757,8 +766,15 @@ fn nodes() {
     limit(
         &base,
         "labels",
-        |f| f.labels = vec![label.clone(); limits::LABELS],
-        |f| f.labels = vec![label.clone(); limits::LABELS + 1],
+        |f| f.labels = labels(limits::LABELS),
+        |f| f.labels = labels(limits::LABELS + 1),
+    );
+    limit(&base, "labels", |_| (), |f| f.labels.reverse());
+    limit(
+        &base,
+        "labels",
+        |_| (),
+        |f| f.labels[1].key = f.labels[0].key.clone(),
     );
     limit(
         &base,

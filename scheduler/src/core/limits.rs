@@ -37,7 +37,10 @@ pub const GRANT_MAX_MS: u64 = 60_000;
 pub const PAGES_PER_TURN: usize = 1;
 /// The highest term that is believed of a launcher: terms count activations, or the seconds since 1970
 /// where a store was restored. One that lies can't bring them to their end.
-pub const BELIEVED_TERM: u64 = 1 << 33;
+pub const BELIEVED_TERM: u64 = 1 << 32;
+/// Below this many launchers one is believed what epoch of an owner it has seen; from then on two must
+/// say so, or one that lies could stop a controller for good.
+pub const LAUNCHERS_OF_ONE_WORD: usize = 3;
 /// Statistics that a launcher may miss before nothing more is placed on it.
 pub const MISSED_STATS: u64 = 3;
 /// Who has not sent statistics yet, or never does, asks for its lease each second all the same: three

@@ -8,7 +8,7 @@
 
 use super::controller::Controller;
 use super::leases::GrantState;
-use super::limits::{BELIEVED_TERM, CONTROLLERS, REMEMBERED_OWNERS};
+use super::limits::{BELIEVED_TERM, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS};
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
 use super::{Arrival, Broker, Peer};
@@ -128,6 +128,7 @@ impl Broker {
         let hello: ControllerHello =
             codec::decode(&arrival.body).map_err(|error| malformed(&error))?;
         let ControllerHello { owner, epoch } = hello;
+        let Arrival { session, name, .. } = arrival;
         let highest = self.epochs.iter().find(|(known, _)| *known == owner);
         if let Some((_, highest)) = highest.filter(|(_, highest)| epoch < *highest) {
             let text = format!("epoch {epoch} of owner {owner} is superseded by {highest}");
@@ -140,6 +141,17 @@ impl Broker {
         let older = self
             .live_controllers()
             .find(|(_, peer)| peer.owner == owner);
+        if let Some((_, peer)) = older.filter(|(_, peer)| peer.name != name || epoch < peer.epoch) {
+            let text = format!(
+                "owner {owner} has a controller, {} with epoch {}",
+                peer.name, peer.epoch
+            );
+            return Err(unwelcome(
+                Operand::Unauthorized,
+                RefusalCode::OutOfPlace,
+                text,
+            ));
+        }
         if let Some(older) = older.map(|(_, peer)| peer.session) {
             let refusal = Refusal::new(RefusalCode::Other, "a newer session replaces this one");
             self.end_session(older, Operand::Busy, refusal, out);
@@ -149,7 +161,6 @@ impl Broker {
             return Err(unwelcome(Operand::Busy, RefusalCode::LimitReached, text));
         }
         self.note_epoch(owner, epoch);
-        let Arrival { session, name, .. } = arrival;
         info!(controller = name, %owner, epoch = epoch.0, "controller connected");
         let controller = Controller {
             session,
@@ -237,20 +248,11 @@ impl Broker {
     }
 
     fn welcome<O: Outlet>(&self, session: SessionId, owner: Option<OwnerId>, out: &mut O) {
-        let epochs = self
-            .nodes
-            .values()
-            .filter(|_| owner.is_some())
-            .flat_map(|node| &node.owners)
-            .filter(|summary| Some(summary.owner) == owner);
         let body = codec::encode(&SchedulerWelcome {
             stats_interval_ms: self.config.stats_interval_ms,
             lease_ms: self.config.lease_ms,
             start_window: self.config.start_window,
-            owner_epoch: epochs
-                .map(|summary| summary.epoch)
-                .max()
-                .unwrap_or_default(),
+            owner_epoch: owner.map_or_else(Default::default, |owner| self.reported_epoch(owner)),
             nodes: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX),
         });
         // A controller whose store is new, or was restored, has to raise its term above what launchers
@@ -261,6 +263,18 @@ impl Broker {
         let term = self.activation.term().0.max(obeyed.unwrap_or(0));
         let active = self.activation.is_activated();
         out.welcome(session, Welcome::new(self.incarnation, term, active, body));
+    }
+
+    /// The highest epoch of an owner that launchers have seen.
+    fn reported_epoch(&self, owner: OwnerId) -> ControllerEpoch {
+        let epoch_of = |node: &Node| {
+            let mine = node.owners.iter().find(|summary| summary.owner == owner)?;
+            Some(mine.epoch)
+        };
+        let mut epochs: Vec<_> = self.nodes.values().filter_map(epoch_of).collect();
+        epochs.sort_unstable_by(|a, b| b.cmp(a));
+        let needed = usize::from(self.nodes.len() >= LAUNCHERS_OF_ONE_WORD);
+        epochs.get(needed).copied().unwrap_or_default()
     }
 
     /// Remembers the highest epoch of an owner, and not for ever of everybody.

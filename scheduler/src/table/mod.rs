@@ -188,6 +188,10 @@ impl NodeTable {
             promoted.extend(others);
         }
         ids.sort_unstable();
+        debug_assert!(
+            ids.windows(2).all(|pair| pair[0] < pair[1]),
+            "a node has a label once: HELLO is checked"
+        );
         self.by_name.insert(Arc::clone(&name), slot);
         self.nodes[slot as usize] = Some(Node {
             name,

@@ -348,6 +348,51 @@ fn rule_06_an_owner_has_one_controller_and_its_epoch_never_falls() {
     assert!(refusal.text.contains("superseded by 2"), "{}", refusal.text);
 }
 
+/// Whoever knows an owner's id, as every launcher that ran its work does, is not its controller.
+#[test]
+fn rule_06_an_owner_is_not_taken_over_by_another_certificate() {
+    let (mut world, controller) = World::active();
+    world.node("n1", capacity(1000));
+    let body = codec::encode(&pronto_payloads::hello::ControllerHello {
+        owner: OWNER,
+        epoch: ControllerEpoch(99),
+    });
+    let thief = world.connect((Role::Controller, "thief"), Purpose::Control, 99, body);
+    let (_, refusal) = world.expect_refusal(thief);
+    assert!(
+        refusal.text.contains("has a controller"),
+        "{}",
+        refusal.text
+    );
+    world.placed(&controller, &start(attempt(1), cpu(1)));
+}
+
+/// A controller that hears of a higher epoch of its own starts nothing more.
+#[test]
+fn rule_06_one_launcher_of_many_is_not_believed_what_epoch_it_has_seen() {
+    let mut world = World::standby(BrokerConfig::default());
+    let hello = |epoch| {
+        let mut hello = launcher_hello(capacity(1000));
+        hello.owners = vec![OwnerSummary {
+            owner: OWNER,
+            attempts: 0,
+            digest: 0,
+            epoch: ControllerEpoch(epoch),
+        }];
+        hello
+    };
+    for (name, epoch) in [("n1", 5), ("n2", u64::MAX), ("n3", 4)] {
+        world.silent_node(name, 1, &hello(epoch));
+    }
+    let body = codec::encode(&pronto_payloads::hello::ControllerHello {
+        owner: OWNER,
+        epoch: ControllerEpoch(5),
+    });
+    let session = world.connect((Role::Controller, "c"), Purpose::Control, 5, body);
+    let (_, body) = world.expect_welcome(session);
+    assert_eq!(body.owner_epoch, ControllerEpoch(5));
+}
+
 #[test]
 fn rule_07_only_the_highest_term_activates_and_a_node_that_saw_a_higher_one_is_left_alone() {
     let (mut world, controller) = World::active();
