@@ -4,6 +4,7 @@
 //! take codes from 119 upward, where programs seldom have any, so that a script can tell "my job
 //! failed" from "my job was never tried". Nothing else in this crate names a number.
 
+use crate::output::tell;
 use pronto_controller::api::types::ErrorCode;
 use std::fmt;
 use std::process::ExitCode;
@@ -197,7 +198,7 @@ impl Failure {
         if self.reader_gone {
             return ExitCode::from(signal_code(SIGPIPE));
         }
-        eprintln!("{self}");
+        tell!("{self}");
         ExitCode::from(self.exit.code())
     }
 }

@@ -5,7 +5,7 @@ use crate::args::nouns::{CreateNoun, DeleteNoun, RestartNoun, StopNoun, UpdateNo
 use crate::args::spec::{Rate, TenantPolicyArgs};
 use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::{OutputArgs, print_list, print_value, say};
+use crate::output::{OutputArgs, print_list, print_value, say, tell};
 use crate::run::{self, words};
 use crate::units;
 use crate::workload_file;
@@ -227,7 +227,7 @@ pub(crate) async fn restart(mut client: Client, noun: RestartNoun) -> Outcome {
 /// Says a failure that does not end the command; the first decides how it ends.
 fn keep_first(first: &mut Option<Failure>, failure: Failure) {
     match first {
-        Some(_) => eprintln!("{failure}"),
+        Some(_) => tell!("{failure}"),
         None => *first = Some(failure),
     }
 }

@@ -3,7 +3,7 @@
 use crate::args::nouns::{ListEventsArgs, ListInstancesArgs, ListNoun};
 use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::{Column, Format, OutputArgs, column, print_list, say, wide};
+use crate::output::{Column, Format, OutputArgs, column, print_list, say, tell, wide};
 use crate::run::words;
 use crate::units;
 use jiff::Timestamp;
@@ -34,7 +34,7 @@ pub(crate) async fn run(mut client: Client, noun: ListNoun, output: &OutputArgs)
             print_list(&list, &list.nodes, NODES, output)?;
             let status: api::Status = client.get(&path(&["status"])).await?;
             if !status.scheduler.connected {
-                eprintln!("no scheduler is connected: this is what was known last");
+                tell!("no scheduler is connected: this is what was known last");
             }
         }
         ListNoun::Tenants => {
@@ -110,7 +110,7 @@ async fn list_instances(
     print_list(&list, &list.instances, INSTANCES, output)?;
     if list.next.is_some() && args.limit.is_none() && !output.format.is_machine() {
         // On stderr also in a pipe: what counts the lines must not take a page for all.
-        eprintln!("there are more: --limit N or --all shows them");
+        tell!("there are more: --limit N or --all shows them");
     }
     Ok(())
 }

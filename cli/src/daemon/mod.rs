@@ -254,7 +254,9 @@ fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // It would say on stderr that stderr takes nothing, and panic there.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => log.with_ansi(crate::output::terminal::coloured()).init(),
         LogFormat::Json => log.json().init(),

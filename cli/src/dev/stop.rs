@@ -10,7 +10,7 @@ use super::process::{Process, naming};
 use super::supervisor::{self, WORKLOAD_GRACE_MS, WORKLOADS_LIMIT};
 use crate::commands::block_on;
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::terminal;
+use crate::output::{tell, terminal};
 use pronto_launcher::end_workloads;
 use pronto_launcher::runtime::qemu::shim_dir;
 use rustix::process::Signal;
@@ -54,7 +54,7 @@ pub(super) fn run(layout: &Layout) -> Outcome {
     })?;
     supervisor::remove_record(layout);
     if supervisor.is_none() && children.is_empty() {
-        eprintln!("no cluster was running in {}", layout.directory().display());
+        tell!("no cluster was running in {}", layout.directory().display());
     }
     Ok(OK)
 }

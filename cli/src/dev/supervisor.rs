@@ -9,7 +9,7 @@ use super::process::{OWN_PROGRAM, Process};
 use super::{admin, print_export, ready, stop};
 use crate::client::{Client, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::terminal;
+use crate::output::{tell, terminal};
 use crate::units;
 use anyhow::Context;
 use hyper::Method;
@@ -144,7 +144,7 @@ fn end_orphans(layout: &Layout) {
 
 /// A line to whoever reads stderr, terminal or log.
 fn say(text: &str) {
-    eprintln!("pronto dev: {text}");
+    tell!("pronto dev: {text}");
 }
 
 /// One child and what is known of it.

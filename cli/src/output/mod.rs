@@ -93,7 +93,7 @@ pub(crate) fn write(arguments: Arguments<'_>) {
 /// Ends the process: nothing that is left to say can be said.
 pub(crate) fn stdout_failed(error: &std::io::Error) -> ! {
     if error.kind() != ErrorKind::BrokenPipe {
-        eprintln!("pronto: can't write to stdout: {error}");
+        tell!("pronto: can't write to stdout: {error}");
         std::process::exit(crate::exit::Exit::Failed.code().into());
     }
     std::process::exit(signal_code(crate::exit::SIGPIPE).into())
@@ -106,6 +106,20 @@ macro_rules! say {
     };
 }
 pub(crate) use say;
+
+/// Writes to stderr, if anybody listens: what is said there is for people, and that a log's disk is
+/// full or its reader gone must end no daemon, nor change what a command ends with.
+pub(crate) fn tell_people(arguments: Arguments<'_>) {
+    let _nobody_listens = std::io::stderr().lock().write_fmt(arguments);
+}
+
+/// `eprintln!` that survives a stderr that takes nothing.
+macro_rules! tell {
+    ($($arguments:tt)*) => {
+        $crate::output::tell_people(format_args!("{}\n", format_args!($($arguments)*)))
+    };
+}
+pub(crate) use tell;
 
 /// Prints a document as JSON or YAML.
 pub(crate) fn print_value(value: &impl Serialize, format: Format) -> Result<(), Failure> {

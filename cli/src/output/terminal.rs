@@ -1,5 +1,6 @@
 //! The terminal: progress, colours and hints, none of which a pipe or a script ever sees.
 
+use super::tell;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 
@@ -19,9 +20,9 @@ pub(crate) fn note(text: &str) {
         return;
     }
     if coloured() {
-        eprintln!("\u{1b}[2m{text}\u{1b}[0m");
+        tell!("\u{1b}[2m{text}\u{1b}[0m");
     } else {
-        eprintln!("{text}");
+        tell!("{text}");
     }
 }
 

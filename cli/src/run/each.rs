@@ -9,7 +9,7 @@ use super::{Wants, feed, first, follow_output, request, stop, submit, words};
 use crate::args::spec::{RunArgs, SpecArgs};
 use crate::client::Client;
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::terminal;
+use crate::output::{tell, terminal};
 use pronto_controller::api::types as api;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -117,7 +117,7 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
             _ = terminate.recv() => {}
         }
         if plan.stopping.swap(true, Ordering::Relaxed) {
-            eprintln!("pronto: detached; what was under way is still being stopped");
+            tell!("pronto: detached; what was under way is still being stopped");
             return Ok(Exit::Interrupted.code());
         }
         terminal::note("stopping all that is under way; once more does not wait for its end");
@@ -132,7 +132,7 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
         return Ok(Exit::Interrupted.code());
     }
     let failed = codes.iter().filter(|&&code| code != OK).count();
-    eprintln!("{} of {count} files succeeded", count - failed);
+    tell!("{} of {count} files succeeded", count - failed);
     Ok(codes.into_iter().find(|&code| code != OK).unwrap_or(OK))
 }
 
@@ -244,7 +244,7 @@ fn report(name: &str, outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failur
             let code = words::exit_code(&end.instance);
             if code != OK {
                 let id = words::short(end.instance.id);
-                eprintln!(
+                tell!(
                     "pronto: {name}: instance {id} {}",
                     words::state(&end.instance)
                 );
@@ -252,7 +252,7 @@ fn report(name: &str, outcome: Result<(api::OutputEnd, Vec<u8>, Vec<u8>), Failur
             code
         }
         Err(failure) => {
-            eprintln!("pronto: {name}: {}", failure.words());
+            tell!("pronto: {name}: {}", failure.words());
             failure.exit.code().max(Exit::No.code())
         }
     }

@@ -3,7 +3,7 @@
 use super::words;
 use crate::client::{Body, Client, frames, path, query, read_document};
 use crate::exit::{Exit, Failure};
-use crate::output::terminal;
+use crate::output::{tell, terminal};
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -428,7 +428,7 @@ async fn try_fetch_matches(
         if listing.paths.is_empty() {
             whole = false;
             let short = words::short(id);
-            eprintln!("pronto: instance {short} left no file that matches '{pattern}'");
+            tell!("pronto: instance {short} left no file that matches '{pattern}'");
         }
         for found in listing.paths {
             let target = directory.join(inside(&found)?);

@@ -15,7 +15,7 @@ use crate::args::spec::{CreateInstanceArgs, RunArgs, SpecArgs};
 use crate::client::{Client, path, query};
 use crate::commands::hint;
 use crate::exit::{Exit, Failure, OK, Outcome};
-use crate::output::{Format, OutputArgs, print_value, say, terminal};
+use crate::output::{Format, OutputArgs, print_value, say, tell, terminal};
 use files::Remote;
 use hyper::Method;
 use pronto_controller::api::types as api;
@@ -93,7 +93,7 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
     };
     if args.client.output.format == Format::Json {
         // The descriptors carry the workload's output; its record goes where errors go.
-        eprintln!(
+        tell!(
             "{}",
             serde_json::to_string(&end).map_err(anyhow::Error::from)?
         );
@@ -103,9 +103,7 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         && let Some(script) = files::script(&args.spec.command)?
     {
         let path = script.path.display();
-        eprintln!(
-            "hint: {path} is a file here and not on the node; --input {path} brings it along"
-        );
+        tell!("hint: {path} is a file here and not on the node; --input {path} brings it along");
     }
     let whole = files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
     Ok(match conclude(&end, interrupted) {
@@ -120,14 +118,14 @@ pub(crate) async fn stop(client: &mut Client, id: Uuid) {
     let request = api::StopRequest::default();
     let stopped = client.send::<api::Instance>(Method::POST, &to, &request);
     if let Err(failure) = stopped.await {
-        eprintln!("{failure}");
+        tell!("{failure}");
     }
 }
 
 /// The exit code of a followed instance, its remark said.
 fn conclude(end: &api::OutputEnd, interrupted: bool) -> u8 {
     if let Some(problem) = &end.problem {
-        eprintln!("pronto: some output is missing: {problem}");
+        tell!("pronto: some output is missing: {problem}");
     }
     let stopped = end.instance.end.as_ref().is_some_and(|end| {
         matches!(
@@ -139,7 +137,7 @@ fn conclude(end: &api::OutputEnd, interrupted: bool) -> u8 {
         return Exit::Interrupted.code();
     }
     if let Some(remark) = words::remark(&end.instance) {
-        eprintln!(
+        tell!(
             "pronto: instance {}: {remark}",
             words::short(end.instance.id)
         );
@@ -258,7 +256,7 @@ async fn follow(
         if let Some(stopping) = stopping {
             // The second signal may be right behind the first: what asked for the stop must arrive.
             let _late = tokio::time::timeout(STOP_LIMIT, stopping).await;
-            eprintln!("pronto: detached; {id} is still being stopped");
+            tell!("pronto: detached; {id} is still being stopped");
             return Ok(None);
         }
         terminal::note("stopping it; once more does not wait for its end");
@@ -321,7 +319,7 @@ async fn hint_waiting(client: &mut Client, id: Uuid, hinted: &mut Option<String>
         && hinted.as_ref() != Some(&words)
     {
         // Also in a script, once: what waits for ever must not do so in silence.
-        eprintln!("pronto: {} waits: {words}", words::short(id));
+        tell!("pronto: {} waits: {words}", words::short(id));
         *hinted = Some(words);
     }
 }
@@ -420,7 +418,7 @@ pub(crate) async fn create_instances(
         return Ok(OK);
     }
     let Some(last) = wait_for_submission(&mut client, &admitted).await? else {
-        eprintln!(
+        tell!(
             "pronto: detached; it goes on as submission {}",
             admitted.submission
         );
@@ -508,7 +506,7 @@ async fn name_failures(client: &mut Client, admitted: &api::SubmitResponse) -> R
         let remark = words::remark(instance)
             .map(|remark| format!(": {remark}"))
             .unwrap_or_default();
-        eprintln!(
+        tell!(
             "  {} {}{remark}",
             words::short(instance.id),
             words::state(instance)
@@ -516,7 +514,7 @@ async fn name_failures(client: &mut Client, admitted: &api::SubmitResponse) -> R
     }
     if list.next.is_some() {
         let submission = admitted.submission;
-        eprintln!("  … pronto list instances --submission {submission} --state failed");
+        tell!("  … pronto list instances --submission {submission} --state failed");
     }
     Ok(())
 }

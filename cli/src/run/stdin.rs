@@ -3,6 +3,7 @@
 use super::{stop, wait_until};
 use crate::client::{Body, Client, path};
 use crate::exit::Failure;
+use crate::output::tell;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Method;
@@ -75,8 +76,8 @@ pub(super) async fn send(mut client: Client, id: Uuid) {
     }
     let lives = wait_until(&mut client, id, |state| !state.is_end()).await;
     if !matches!(lives, Ok(false)) {
-        eprintln!("{failure}");
-        eprintln!("pronto: its standard input was cut off, so it is stopped");
+        tell!("{failure}");
+        tell!("pronto: its standard input was cut off, so it is stopped");
         stop(&mut client, id).await;
     }
 }

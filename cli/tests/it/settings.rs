@@ -79,3 +79,23 @@ fn a_key_that_all_may_read_is_refused() {
     assert_eq!(ran.code, 2);
     assert!(ran.stderr.contains("chmod 600"), "{}", ran.stderr);
 }
+
+/// A log's disk may be full, or its reader gone.
+#[test]
+fn a_full_stderr_changes_no_exit_code() {
+    let scratch = with_pki("full");
+    write(&scratch, "client.toml", 1);
+    let code = |line: &str| {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = scratch.command(line);
+        command.env("PRONTO_CONFIG", scratch.path.join("client.toml"));
+        command.stderr(full.unwrap()).status().unwrap().code()
+    };
+    assert_eq!(code("list nodes"), Some(122));
+    assert_eq!(code("run -- true"), Some(122));
+    // It logs before it finds out that there is nowhere to listen.
+    scratch.run("cert issue --role scheduler --name s");
+    let tls = "[tls]\nca = 'pki/ca.crt'\ncert = 's.crt'\nkey = 's.key'\n";
+    scratch.write("s.toml", &format!("listen = '203.0.113.1:1'\n{tls}"));
+    assert_eq!(code("scheduler --config s.toml"), Some(125));
+}

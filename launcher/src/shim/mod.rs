@@ -26,7 +26,7 @@ use pronto_payloads::stream::Channel;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use workload::Workload;
@@ -314,7 +314,10 @@ impl Shim {
             match serde_json::from_slice(line) {
                 Ok(message) => self.handle(message),
                 // A newer launcher may say what this one does not know; the rest still counts.
-                Err(error) => eprintln!("launcher-shim: not understood: {error}"),
+                Err(error) => {
+                    let mut log = io::stderr();
+                    let _full = writeln!(log, "launcher-shim: not understood: {error}");
+                }
             }
         }
         if let Some(connection) = &mut self.connection {
