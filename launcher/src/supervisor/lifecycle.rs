@@ -28,7 +28,7 @@ impl Supervisor {
             self.records.insert(id, record);
         } else {
             record.phase = Phase::Ended;
-            record.end = Some(End {
+            record.ends(End {
                 cause: EndCause::NodeFailed,
                 message: "the machine was restarted while this ran".into(),
             });
@@ -270,7 +270,7 @@ impl Supervisor {
         if record.end.is_some() {
             return;
         }
-        record.end = Some(match record.stopping {
+        record.ends(match record.stopping {
             // What ended by itself while a STOP was on its way has ended by itself.
             Some(cause) if at >= record.stopping_since => End {
                 cause: cause.end_cause(),
@@ -297,10 +297,12 @@ impl Supervisor {
             return;
         }
         debug_assert!(record.end.is_some(), "Ended comes before Emptied");
-        record.end.get_or_insert_with(|| End {
-            cause: EndCause::NodeFailed,
-            message: "its end was not seen".into(),
-        });
+        if record.end.is_none() {
+            record.ends(End {
+                cause: EndCause::NodeFailed,
+                message: "its end was not seen".into(),
+            });
+        }
         record.ended_at.get_or_insert(now);
         record.phase = Phase::Ended;
         if record.debited {

@@ -16,6 +16,7 @@ use crate::moment::Moment;
 use pronto_payloads::demand::{Demand, Runtime};
 use pronto_payloads::ids::{BootId, ControllerEpoch, Version};
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase, Usage};
+use pronto_payloads::limits::TEXT_BYTES;
 use pronto_payloads::place::{AttemptId, GpuShare};
 use pronto_payloads::start::{OnDisconnect, StartBody};
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,15 @@ impl Record {
             report_at: None,
             deadline_at: None,
         }
+    }
+
+    /// Takes down how it ended, unless that is known. Every end comes through here, also from a disk
+    /// that an earlier release wrote, and is cut to what a report may hold: no controller could read a
+    /// longer one, nor the page of an inventory that it is in, and so it would be told for ever.
+    pub(super) fn ends(&mut self, mut end: End) {
+        let bytes = end.message.floor_char_boundary(TEXT_BYTES);
+        end.message.truncate(bytes);
+        self.end.get_or_insert(end);
     }
 
     pub(super) fn is_ended(&self) -> bool {

@@ -258,7 +258,7 @@ impl Supervisor {
         let id = job.id;
         let mut record = Record::new(job);
         record.phase = pronto_payloads::instance::Phase::Ended;
-        record.end = Some(end);
+        record.ends(end);
         record.ended_at = Some(now);
         self.records.insert(id, record);
         self.ended += 1;

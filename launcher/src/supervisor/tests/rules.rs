@@ -198,6 +198,62 @@ fn rule_03_an_end_is_repeated_until_it_is_acknowledged() {
     assert!(node.reports().is_empty());
 }
 
+/// Every way on which an end comes in, with words that no report may hold.
+#[test]
+fn rule_03_an_end_in_too_many_words_is_cut_and_acknowledged() {
+    let mut node = Node::ready();
+    let wordy = || End {
+        // The limit is within a character.
+        message: format!("x{}", "é".repeat(600)),
+        ..exited(127)
+    };
+    node.start(attempt(1, 1));
+    node.run(attempt(1, 1));
+    node.start(attempt(2, 1));
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+    node.start(attempt(3, 1));
+    assert!(node.took(|effect| matches!(effect, Effect::Prepare { .. })));
+    node.reports();
+    node.end(attempt(1, 1), wordy());
+    node.step(Event::Failed {
+        id: attempt(2, 1),
+        end: wordy(),
+    });
+    let cut = |report: &InstanceReport| {
+        let message = &report.end.as_ref().unwrap().message;
+        assert_eq!(*message, wordy().message[..1023]);
+    };
+    // A report that may not be sent is one that `reports` can't decode.
+    node.reports().iter().for_each(cut);
+    // What a disk has kept of a release that did not cut.
+    node.restart();
+    let found = Found::Ended {
+        started_at: None,
+        ended_at: node.now,
+        end: wordy(),
+        usage: Usage::default(),
+    };
+    for instance in [1, 2, 3] {
+        let (id, found) = (attempt(instance, 1), found.clone());
+        node.step(Event::Adopted { id, found });
+    }
+    node.connect();
+    node.lease(&[]);
+    let pull = codec::encode(&PullInventory {
+        owner: attempt(1, 1).owner,
+    });
+    node.frame(Operand::Inventory, 7, pull);
+    let page = node.take_frames(Operand::InventoryPage).remove(0);
+    let page: Inventory = codec::decode(&page.payload.to_bytes()).unwrap();
+    assert_eq!(page.entries.len(), 3);
+    page.entries.iter().for_each(cut);
+    for report in node.reports() {
+        node.frame(Operand::Ack, 0, ack(&report));
+    }
+    assert_eq!(node.core.counts(), (0, 0));
+    node.skim();
+}
+
 #[test]
 fn rule_03_too_many_unacknowledged_ends_make_the_node_full() {
     let mut node = Node::ready();
