@@ -7,6 +7,7 @@
 //! It leaves names to `data_dir` and everything about processes to the runtimes.
 
 mod ballast;
+mod removal;
 
 use crate::data_dir::{self, DataDir, KEPT_FILE, RECORD_FILE, WORK_DIRECTORY, parse_key};
 use crate::shim::message::EXIT_FILE;
@@ -218,7 +219,7 @@ impl AttemptStore {
         let (cleaner, paths) = std::sync::mpsc::channel::<PathBuf>();
         std::thread::Builder::new()
             .name("cleaner".into())
-            .spawn(move || paths.into_iter().for_each(|path| remove_tree(&path)))?;
+            .spawn(move || paths.into_iter().for_each(|path| clean(&path)))?;
         let mut store = Self {
             directory,
             retention,
@@ -446,8 +447,8 @@ fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-fn remove_tree(path: &Path) {
-    match fs::remove_dir_all(path) {
+fn clean(path: &Path) {
+    match removal::remove_tree(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, path = %path.display(), "a directory can't be removed");
         }
