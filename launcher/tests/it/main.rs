@@ -3,5 +3,6 @@
 mod certs;
 mod exec;
 mod node;
+mod qemu;
 mod scheduler;
 mod whole;

@@ -171,14 +171,9 @@ impl Attempt {
             command.splice(0..0, tell.map(str::to_owned));
         }
         let process = process_job(&self.job, command, self.shared.overhead_mib);
-        // Makes the directory, as the user that the emulator will run as.
+        self.make_files(task).await?;
+        // Gives the directory to the user that the emulator will run as.
         self.shared.exec.prepare(&Arc::new(process.clone()));
-        let made = self.make_files(task).await;
-        if let Err(end) = made {
-            // Takes it out of the books; its own answer is ours.
-            self.shared.exec.stop(self.job.id, StopCause::Asked, 0);
-            return Err(end);
-        }
         Ok(process)
     }
 

@@ -7,7 +7,9 @@ use crate::supervisor::Job;
 use pronto_payloads::instance::{End, EndCause};
 use pronto_payloads::start::QemuTask;
 use serde::Deserialize;
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -53,7 +55,7 @@ pub(super) fn check(task: &QemuTask) -> Result<(), End> {
     for (what, path) in named {
         let Some(path) = path else { continue };
         let found = if Path::new(path).is_absolute() {
-            std::fs::metadata(path)
+            fs::metadata(path)
         } else {
             return Err(unusable(format!(
                 "{what} {path}: a path on the node begins with /"
@@ -85,7 +87,8 @@ pub(super) const fn wants_seed(task: &QemuTask) -> bool {
     task.user_data.is_some() || task.meta_data.is_some() || task.image.is_some()
 }
 
-/// Makes what the guest needs in `directory`.
+/// Makes what the guest needs in `directory`, which is ours alone until all of it is there: we may be
+/// root, and would follow the links that its user put in our way.
 pub(super) async fn make(
     tool: &Path,
     directory: &Path,
@@ -93,9 +96,14 @@ pub(super) async fn make(
     job: &Job,
     task: &QemuTask,
 ) -> Result<(), End> {
+    make_directory(directory)
+        .map_err(|error| rejected(format!("its working directory can't be made: {error}")))?;
     if let Some(image) = &task.image {
         overlay(tool, directory, image, job.demand.disk_mib).await?;
-        give(&directory.join(DISK), user)?;
+        let path = directory.join(DISK);
+        File::open(&path)
+            .and_then(|disk| give(&disk, user))
+            .map_err(|error| rejected(format!("{}: {error}", path.display())))?;
     }
     if wants_seed(task) {
         let attempt = format!("{}-{}", job.id.instance, job.id.attempt);
@@ -108,13 +116,31 @@ pub(super) async fn make(
         let meta = meta.unwrap_or_else(|| seed::default_meta_data(&attempt, name));
         // Cloud-init wants the file, and takes this for nothing to do.
         let user_data = task.user_data.as_deref().unwrap_or("#cloud-config\n{}\n");
-        let path = directory.join(SEED);
         seed::volume(user_data, &meta)
-            .and_then(|volume| std::fs::write(&path, volume))
+            .and_then(|volume| write(&directory.join(SEED), &volume, user))
             .map_err(|error| rejected(format!("its cloud-init seed can't be made: {error}")))?;
-        give(&path, user)?;
     }
     Ok(())
+}
+
+/// One that an earlier process made for this attempt is its user's already, and empty.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(directory)
+}
+
+fn write(path: &Path, bytes: &[u8], user: Option<&User>) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    give(&file, user)
 }
 
 async fn overlay(tool: &Path, directory: &Path, image: &str, disk_mib: u32) -> Result<(), End> {
@@ -172,17 +198,16 @@ async fn run(tool: &Path, words: &[&str]) -> Result<Vec<u8>, End> {
     })
 }
 
-fn give(path: &Path, user: Option<&User>) -> Result<(), End> {
+fn give(file: &File, user: Option<&User>) -> io::Result<()> {
     user.map_or(Ok(()), |user| {
-        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
+        std::os::unix::fs::fchown(file, Some(user.uid), Some(user.gid))
     })
-    .map_err(|error| rejected(format!("{}: {error}", path.display())))
 }
 
 /// Removes all that [`make`] and the emulator made.
 pub(super) fn remove(directory: &Path) {
     for name in [DISK, SEED, MONITOR] {
-        match std::fs::remove_file(directory.join(name)) {
+        match fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(directory = %directory.display(), name, %error, "can't be removed");
             }

@@ -123,6 +123,8 @@ impl QemuRuntime {
         let data_dir = process.data_dir.clone();
         let shim_dir = shim_dir(&data_dir);
         std::fs::create_dir_all(shim_dir.path())?;
+        // The one to whom disks are given, and whom hardware acceleration is open to.
+        process.own_users = false;
         if emulator.as_ref().is_some_and(|emulator| emulator.kvm)
             && let Some(user) = &mut process.user
         {
