@@ -137,7 +137,7 @@ impl Supervisor {
             node: restored.node,
             records: BTreeMap::new(),
             ended: 0,
-            tombstones: Tombstones::default(),
+            tombstones: Tombstones::restored(restored.tombstones, now),
             pressure: None,
             session: None,
             orphaned: 0,
@@ -149,9 +149,6 @@ impl Supervisor {
             stepped_at: None,
             tombstones_aged_at: now,
         };
-        for tombstone in restored.tombstones {
-            supervisor.tombstones.insert(tombstone);
-        }
         for job in restored.jobs {
             supervisor.restore(job, now);
         }

@@ -51,6 +51,27 @@ pub struct Tombstones {
 }
 
 impl Tombstones {
+    /// What a store gives back, in the order in which it was written.
+    ///
+    /// One of an earlier boot may seem to lie ahead. It must still forbid: what ran then is gone, but a
+    /// START that its STOP overtook may not have had a stamp yet, and come in a session of this boot.
+    /// Nor may it stay for ever, and push out newer ones. So none is younger than what was written
+    /// behind it, nor than now: it is among the first to go, and not before its time.
+    #[must_use]
+    pub fn restored(tombstones: Vec<Tombstone>, now: Moment) -> Self {
+        let mut all = tombstones;
+        let mut latest = now;
+        for tombstone in all.iter_mut().rev() {
+            tombstone.at = tombstone.at.min(latest);
+            latest = tombstone.at;
+        }
+        let mut restored = Self::default();
+        for tombstone in all {
+            restored.insert(tombstone);
+        }
+        restored
+    }
+
     /// Adds one; the highest attempt wins. Says whether it forbids more than before.
     pub fn insert(&mut self, tombstone: Tombstone) -> bool {
         let key = (tombstone.owner, tombstone.instance);
@@ -191,6 +212,31 @@ mod tests {
         let one = stone(1, 0, 0);
         assert!(stones.forbids(one.owner, one.instance, Attempt(3)));
         assert!(!stones.forbids(one.owner, one.instance, Attempt(4)));
+    }
+
+    #[test]
+    fn those_of_an_earlier_boot_make_room_and_go_in_their_time() {
+        let count = u32::try_from(TOMBSTONES).unwrap();
+        let earlier = (0..count).map(|instance| stone(instance, 1, 1_000_000));
+        let second = |s: u64| Moment(s * 1_000_000_000);
+        let mut stones = Tombstones::restored(earlier.collect(), second(10));
+        let fresh = stone(count, 1, 11);
+        stones.insert(fresh.clone());
+        // Another process of this boot, an hour later: what is newest is so still.
+        let mut stones = Tombstones::restored(stones.iter().collect(), second(3600));
+        let newer = stone(count + 1, 1, 3600);
+        stones.insert(newer.clone());
+        let old = stone(count - 1, 1, 0);
+        let forbids = |stones: &Tombstones, one: &Tombstone| {
+            stones.forbids(one.owner, one.instance, one.attempt)
+        };
+        assert_eq!(stones.len(), TOMBSTONES);
+        assert!([&old, &fresh, &newer].map(|one| forbids(&stones, one)) == [true; 3]);
+        stones.age(second(10).after(TOMBSTONE_AGE));
+        assert!(forbids(&stones, &old), "not before its time");
+        stones.age(second(11).after(TOMBSTONE_AGE));
+        assert_eq!(stones.len(), 2);
+        assert!(forbids(&stones, &fresh) && forbids(&stones, &newer));
     }
 
     #[test]

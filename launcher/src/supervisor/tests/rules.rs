@@ -434,6 +434,24 @@ fn rule_05_a_tombstone_survives_a_restart() {
 }
 
 #[test]
+fn rule_05_a_tombstone_outlives_a_boot_by_its_usual_time() {
+    let mut node = Node::ready();
+    node.frame(Operand::Stop, 5, stop(attempt(1, 2)));
+    node.take_frames(Operand::Done);
+    node.skim();
+    // The clock begins anew with each boot.
+    node.now = Moment(5 * MS);
+    node.restart();
+    node.connect();
+    node.lease(&[]);
+    node.start(attempt(1, 2));
+    assert_eq!(node.report().end.unwrap().cause, EndCause::Stopped);
+    let (owner, instance) = (attempt(1, 2).owner, attempt(1, 2).instance);
+    node.wait_ms(3_700_000);
+    assert!(!node.core.tombstones.forbids(owner, instance, Attempt(2)));
+}
+
+#[test]
 fn rule_05_what_had_ended_before_its_stop_came_was_not_stopped() {
     let mut node = Node::ready();
     let id = attempt(1, 1);
