@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -67,7 +67,8 @@ impl NodeStore {
     /// # Errors
     /// If another launcher uses it, or something in it can't be read.
     pub fn open(directory: DataDir) -> anyhow::Result<(Self, Restored)> {
-        make_directory(directory.path(), 0o755)?;
+        // Workloads pass through both to what is theirs, and list neither.
+        make_directory(directory.path(), 0o711)?;
         let lock = lock(&directory)?;
         make_directory(&directory.instances(), 0o711)?;
         let node_path = directory.path().join("node.json");
@@ -466,12 +467,17 @@ fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
 
 fn lock(directory: &DataDir) -> anyhow::Result<File> {
     let path = directory.path().join("lock");
+    // Whoever can open it, if only to read, can hold it, and so keep every launcher from its start.
+    let private = 0o600;
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(private)
         .open(&path)
         .with_context(|| format!("can't open {}", path.display()))?;
+    file.set_permissions(fs::Permissions::from_mode(private))
+        .with_context(|| format!("can't make {} private", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -610,6 +616,20 @@ mod tests {
             (restored.node.term, restored.tombstones),
             (Term(9), vec![stone])
         );
+    }
+
+    #[test]
+    fn nobody_else_can_hold_the_lock() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::new(place.path().join("node"));
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let lock = data_dir.path().join("lock");
+        drop(NodeStore::open(data_dir.clone()).unwrap());
+        assert_eq!((mode(data_dir.path()), mode(&lock)), (0o711, 0o600));
+        // As an earlier release left it.
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        drop(NodeStore::open(data_dir.clone()).unwrap());
+        assert_eq!(mode(&lock), 0o600);
     }
 
     fn job(instance: u8) -> Arc<Job> {
