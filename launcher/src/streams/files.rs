@@ -1,17 +1,21 @@
 //! Files into and out of an instance's directory.
 //!
 //! The launcher may be root and the directory is the workload's to fill, with links too: every
-//! path is resolved by the kernel beneath the directory, and nothing outside of it is reached.
+//! path is resolved by the kernel beneath the directory, and nothing outside of it is reached. Nor is
+//! anything opened but directories and regular files, since opening a device can act.
 
 use super::channel::{Inbound, Reader, Upward};
 use super::{Context, Known};
 use crate::runtime::{FileRoot, Refused};
 use pronto_payloads::stream::{Channel, StreamEnd, StreamFailure};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes that are read from a file in one go.
@@ -93,6 +97,19 @@ fn open_beneath(at: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd
     )?)
 }
 
+/// Opens a regular file for reading. It is looked at before it is opened, and then opened as what was
+/// looked at, whatever its name stands for by then.
+fn open_file(root: &FileRoot, path: &Path) -> io::Result<File> {
+    let found = open_beneath(open_root(root)?, path, OFlags::PATH)?;
+    let is = rustix::fs::fstat(&found)?;
+    if FileType::from_raw_mode(is.st_mode) == FileType::RegularFile {
+        File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    } else {
+        let kind = io::ErrorKind::InvalidInput;
+        Err(io::Error::new(kind, "not a regular file"))
+    }
+}
+
 pub(super) async fn copy_out(
     context: &Context,
     known: &Known,
@@ -101,20 +118,7 @@ pub(super) async fn copy_out(
 ) -> Result<StreamEnd, Refused> {
     let root = root(context, known)?;
     let wanted = relative(path)?;
-    let mut file = blocking(path, move || {
-        // Without waiting for a writer, should it be a named pipe.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = File::from(open_beneath(open_root(&root)?, &wanted, flags)?);
-        if file.metadata()?.is_file() {
-            Ok(file)
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ))
-        }
-    })
-    .await?;
+    let mut file = blocking(path, move || open_file(&root, &wanted)).await?;
     let mut hash = Sha256::new();
     loop {
         let (back, bytes) = blocking(path, move || {
@@ -278,7 +282,8 @@ pub(super) async fn list(
         .map_err(|error| Refused::new(StreamFailure::Unsupported, format!("{pattern}: {error}")))?;
     let found = blocking(pattern, move || {
         let mut found = Vec::new();
-        walk(&root.path, Path::new(""), &compiled, DEPTH, &mut found)?;
+        let directory = open_root(&root)?;
+        walk(&directory, Path::new(""), &compiled, DEPTH, &mut found)?;
         found.sort();
         Ok(found)
     })
@@ -296,9 +301,10 @@ pub(super) async fn list(
     })
 }
 
-/// Regular files beneath a directory that match; links are not followed.
+/// Regular files beneath a directory that match. Links are not followed, also where one takes a
+/// directory's place meanwhile: the way down is one of descriptors.
 fn walk(
-    root: &Path,
+    directory: &OwnedFd,
     below: &Path,
     pattern: &glob::Pattern,
     depth: usize,
@@ -309,12 +315,21 @@ fn walk(
         require_literal_leading_dot: true,
         case_sensitive: true,
     };
-    for entry in std::fs::read_dir(root.join(below))? {
+    for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        let path = below.join(entry.file_name());
-        let kind = entry.file_type()?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let path = below.join(OsStr::from_bytes(name.to_bytes()));
+        let kind = match entry.file_type() {
+            FileType::Unknown => kind_of(directory, name)?,
+            known => known,
+        };
         if kind.is_dir() && depth > 0 {
-            walk(root, &path, pattern, depth - 1, found)?;
+            if let Some(next) = enter(directory, name)? {
+                walk(&next, &path, pattern, depth - 1, found)?;
+            }
         } else if kind.is_file() && pattern.matches_path_with(&path, options) {
             // A name that is no text can't be named in an answer.
             found.extend(path.to_str().map(str::to_owned));
@@ -324,6 +339,25 @@ fn walk(
         }
     }
     Ok(())
+}
+
+/// For file systems whose directories do not say.
+fn kind_of(directory: &OwnedFd, name: &CStr) -> io::Result<FileType> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(is) => Ok(FileType::from_raw_mode(is.st_mode)),
+        Err(Errno::NOENT) => Ok(FileType::Unknown),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A directory that was there a moment ago; nothing if it has gone, or is something else.
+fn enter(directory: &OwnedFd, name: &CStr) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(next) => Ok(Some(next)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -357,15 +391,71 @@ mod tests {
         part.file.write_all(b"x").unwrap();
         part.finish().unwrap();
         drop(Part::create(&root, Path::new("a/gone"), 0o640).unwrap());
+        assert_eq!(listed(&root), ["a/b/c"]);
+    }
+
+    fn listed(root: &FileRoot) -> Vec<String> {
+        let (directory, all) = (open_root(root).unwrap(), glob::Pattern::new("**/*"));
         let mut found = Vec::new();
-        walk(
-            directory.path(),
-            Path::new(""),
-            &glob::Pattern::new("**/*").unwrap(),
-            9,
-            &mut found,
+        walk(&directory, Path::new(""), &all.unwrap(), 9, &mut found).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_link_that_takes_a_directorys_place_is_not_followed() {
+        let place = tempfile::tempdir().unwrap();
+        let root = FileRoot {
+            path: place.path().join("root"),
+            owner: None,
+        };
+        let other = place.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("secret"), "").unwrap();
+        for number in 0..50 {
+            std::fs::create_dir_all(root.path.join(number.to_string())).unwrap();
+        }
+        std::os::unix::fs::symlink(&other, root.path.join("link")).unwrap();
+        let directory = open_root(&root).unwrap();
+        std::thread::scope(|scope| {
+            let swapping = scope.spawn(|| {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                for _ in 0..20_000 {
+                    rustix::fs::renameat_with(&directory, "49", &directory, "link", exchange)
+                        .unwrap();
+                }
+            });
+            while !swapping.is_finished() {
+                assert_eq!(listed(&root), Vec::<String>::new());
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        use rustix::fs::inotify;
+        let place = tempfile::tempdir().unwrap();
+        let root = FileRoot {
+            path: place.path().to_owned(),
+            owner: None,
+        };
+        // For a device, which only root can make.
+        let pipe = place.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
         )
         .unwrap();
-        assert_eq!(found, ["a/b/c"]);
+        std::fs::write(place.path().join("file"), "content").unwrap();
+        let opened = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&opened, &pipe, inotify::WatchFlags::OPEN).unwrap();
+        let error = open_file(&root, Path::new("pipe")).unwrap_err();
+        assert_eq!(error.to_string(), "not a regular file");
+        let seen = rustix::io::read(&opened, &mut [0; 256]);
+        assert_eq!(seen, Err(Errno::AGAIN), "nobody opened it");
+        let file = open_file(&root, Path::new("file")).unwrap();
+        assert_eq!(io::read_to_string(file).unwrap(), "content");
     }
 }
