@@ -1,6 +1,6 @@
 //! The control session: statuses, leases, statistics, and when it must be thrown away.
 
-use super::{Effect, LEASE_INTERVAL, LEASE_RETRY, STATUS_COALESCE, Supervisor};
+use super::{Effect, LEASE_INTERVAL, LEASE_RETRY, REPEATS_A_STEP, STATUS_COALESCE, Supervisor};
 use crate::moment::Moment;
 use pronto_payloads::codec;
 use pronto_payloads::hello::{Mode, SchedulerWelcome};
@@ -26,6 +26,10 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
 const ORPHAN_DOUBLINGS: u32 = 4;
 /// A longer gap between two steps is this process's own pause: the shell turns every second.
 const OWN_PAUSE: Duration = Duration::from_secs(2);
+
+/// Between two portions of the ends that a new session hears: all at once may be four times what its
+/// queue holds, which would end it, and the next one in the same way. So they are 6 MB a second at most.
+const ENDS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is known of the live session.
 #[derive(Debug)]
@@ -96,8 +100,12 @@ impl Supervisor {
             .filter(|record| record.is_ended())
             .map(|record| record.job.id)
             .collect();
-        for id in ended {
-            self.report(now, id, effects);
+        let mut at = now;
+        for some in ended.chunks(REPEATS_A_STEP) {
+            for id in some {
+                self.report_at(*id, at);
+            }
+            at = at.after(ENDS_INTERVAL);
         }
     }
 

@@ -255,6 +255,27 @@ fn rule_03_an_end_in_too_many_words_is_cut_and_acknowledged() {
 }
 
 #[test]
+fn rule_03_a_new_session_hears_every_end_some_at_a_time() {
+    let mut node = Node::ready();
+    let big = Demand {
+        cpu_millis: 9000,
+        ..Demand::default()
+    };
+    for number in 0..1000_u32 {
+        let instance = u8::try_from(number % 250).unwrap();
+        node.start_with(attempt(instance, 1 + number / 250), &big, &body());
+    }
+    node.reports();
+    node.connect();
+    let mut told = node.reports();
+    assert_eq!(told.len(), 256, "and the rest in its turn");
+    node.wait_ms(1000);
+    told.extend(node.reports());
+    let ids: BTreeSet<AttemptId> = told.iter().map(|report| report.id).collect();
+    assert_eq!((told.len(), ids.len()), (1000, 1000));
+}
+
+#[test]
 fn rule_03_too_many_unacknowledged_ends_make_the_node_full() {
     let mut node = Node::ready();
     for instance in 0..100 {
