@@ -174,8 +174,17 @@ impl NodeStore {
             serde_json::to_writer(&mut text, tombstone)?;
             text.push(b'\n');
         }
-        replace(&path, &text, false).with_context(|| path.display().to_string())?;
-        self.tombstones = open_append(&path)?;
+        // All of it needs more room than is set aside; a line has that, so the old file is added to
+        // until there is room for a new one.
+        match replace(&path, &text, false) {
+            Err(error) if ballast::is_full(&error) => {
+                tracing::warn!(%error, path = %path.display(), "not written anew, and goes on to grow");
+            }
+            done => {
+                done.with_context(|| path.display().to_string())?;
+                self.tombstones = open_append(&path)?;
+            }
+        }
         self.tombstone_lines = all.len();
         Ok(())
     }
@@ -555,20 +564,26 @@ fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Replaces a file as a whole.
-fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
-    let fresh = path.with_extension("new");
+fn write_new(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .create(true)
         .write(true)
         .truncate(true)
         .mode(0o600)
-        .open(&fresh)?;
+        .open(path)?;
     file.write_all(bytes)?;
-    if sync {
-        file.sync_all()?;
+    if sync { file.sync_all() } else { Ok(()) }
+}
+
+/// Replaces a file as a whole.
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let written = write_new(&fresh, bytes, sync).and_then(|()| fs::rename(&fresh, path));
+    if let Err(error) = written {
+        // A half of it would take room where there is none.
+        let _ = fs::remove_file(&fresh);
+        return Err(error);
     }
-    fs::rename(&fresh, path)?;
     if sync && let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
@@ -616,6 +631,32 @@ mod tests {
             (restored.node.term, restored.tombstones),
             (Term(9), vec![stone])
         );
+    }
+
+    #[test]
+    fn tombstones_are_kept_where_there_is_no_room_to_write_them_anew() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::new(place.path().to_owned());
+        let stone = |instance| Tombstone {
+            owner: OwnerId([1; 16]),
+            instance: InstanceId([instance; 16]),
+            attempt: Attempt(1),
+            at: crate::moment::Moment(4),
+            end: None,
+        };
+        {
+            let (mut store, _) = NodeStore::open(data_dir.clone()).unwrap();
+            store.keep_tombstone(&stone(1)).unwrap();
+            store.tombstone_lines = TOMBSTONE_LINES;
+            std::os::unix::fs::symlink("/dev/full", place.path().join("tombstones.new")).unwrap();
+            store.keep_tombstone(&stone(2)).unwrap();
+            assert!(store.tombstone_lines < TOMBSTONE_LINES, "not at each line");
+            // Once there is room.
+            store.tombstone_lines = TOMBSTONE_LINES;
+            store.keep_tombstone(&stone(3)).unwrap();
+        }
+        let (_, restored) = NodeStore::open(data_dir).unwrap();
+        assert_eq!(restored.tombstones, [1, 2, 3].map(stone));
     }
 
     #[test]

@@ -66,7 +66,8 @@ impl Ballast {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// Whether it is room that was missing.
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
