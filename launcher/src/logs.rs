@@ -93,11 +93,12 @@ impl LogWriter {
         header[4..8].copy_from_slice(&length.to_le_bytes());
         header[8..].copy_from_slice(&unix_ms.to_le_bytes());
         if let Some(file) = &mut self.file {
-            let written = file.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)])?;
-            if written < total {
-                // Rare: the disk filled up in between. Finish or fail as a whole.
-                let all: Vec<u8> = header.iter().chain(bytes).copied().collect();
-                file.write_all(&all[written..])?;
+            if let Err(error) = write_chunk(file, &header, bytes) {
+                // What comes behind a half could not be read. A segment that can't be cut is full.
+                if file.set_len(self.written).is_err() {
+                    self.written = self.segment_bytes;
+                }
+                return Err(error);
             }
             self.written += total as u64;
             self.payload += bytes.len() as u64;
@@ -136,6 +137,16 @@ impl LogWriter {
         }
         Ok(())
     }
+}
+
+fn write_chunk(file: &mut File, header: &[u8], bytes: &[u8]) -> io::Result<()> {
+    let written = file.write_vectored(&[IoSlice::new(header), IoSlice::new(bytes)])?;
+    if written < header.len() + bytes.len() {
+        // Rare: the disk filled up in between. Finish or fail as a whole.
+        let all: Vec<u8> = header.iter().chain(bytes).copied().collect();
+        file.write_all(&all[written..])?;
+    }
+    Ok(())
 }
 
 /// One chunk without its bytes.

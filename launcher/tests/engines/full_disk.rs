@@ -4,10 +4,12 @@
 use crate::docker::{Engine, launcher, shell};
 use crate::node::{Launcher, Node, demand, exited, process};
 use crate::qemu::{Guest, end};
+use pronto_launcher::logs::{LogReader, LogWriter};
 use pronto_launcher::runtime::Runtime;
 use pronto_launcher::runtime::exec::{ExecRuntime, end_shim};
 use pronto_payloads::instance::EndCause;
 use pronto_payloads::start::{ExecTask, Task};
+use pronto_payloads::stream::Channel;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,6 +113,29 @@ async fn prepare_and_start(
         launcher.runtime.start(job, None);
     }
     launcher.ended(job.id).await
+}
+
+/// As one that goes on while its disk is full by turns: a container's.
+#[test]
+fn a_log_can_be_read_behind_what_found_no_room() {
+    let place = tempfile::tempdir().expect("a directory");
+    let disk = SmallDisk::over(place.path(), "size=256k");
+    let mut log = LogWriter::new(place.path().to_owned(), 1 << 20);
+    let write = |log: &mut LogWriter, text: &str| log.append(Channel::Stdout, 0, text.as_bytes());
+    let filler = disk.fill();
+    write(&mut log, "before the first").expect_err("no room for a header");
+    std::fs::remove_file(filler).expect("it is there");
+    write(&mut log, "one ").expect("room");
+    let filler = disk.fill();
+    write(&mut log, &"half ".repeat(10_000)).expect_err("no room for all of it");
+    std::fs::remove_file(filler).expect("it is there");
+    write(&mut log, "two").expect("room");
+    let mut reader = LogReader::open(place.path()).expect("a log");
+    let (mut output, mut bytes) = (Vec::new(), Vec::new());
+    while reader.next_chunk(&mut bytes).expect("a log").is_some() {
+        output.extend_from_slice(&bytes);
+    }
+    assert_eq!(output, b"one two");
 }
 
 #[test]
