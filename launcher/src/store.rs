@@ -16,7 +16,7 @@ use crate::supervisor::tombstones::{TOMBSTONES, Tombstone};
 use crate::supervisor::{Job, NodeRecord, Restored};
 use anyhow::{Context, bail};
 use ballast::Ballast;
-use pronto_payloads::ids::{InstanceId, NodeUuid, OwnerId, SessionEpoch};
+use pronto_payloads::ids::{Attempt, InstanceId, NodeUuid, OwnerId, SessionEpoch};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
 use rustix::fs::{Mode, OFlags, RawDir};
@@ -360,10 +360,16 @@ impl AttemptStore {
 
     /// The last acknowledged attempt of an instance whose files are still here.
     #[must_use]
-    pub fn kept_job(&self, owner: OwnerId, instance: InstanceId) -> Option<Arc<Job>> {
+    pub fn kept_job(
+        &self,
+        owner: OwnerId,
+        instance: InstanceId,
+        wanted: Option<Attempt>,
+    ) -> Option<Arc<Job>> {
         let attempts = self.kept.get(&(owner, instance))?;
         attempts
             .iter()
+            .filter(|kept| wanted.is_none_or(|wanted| kept.job.id.attempt == wanted))
             .max_by_key(|kept| kept.job.id.attempt)
             .map(|kept| kept.job.clone())
     }
@@ -736,7 +742,7 @@ mod tests {
         );
         drop(store);
         let mut store = open();
-        let kept = |store: &AttemptStore| store.kept_job(second.id.owner, second.id.instance);
+        let kept = |store: &AttemptStore| store.kept_job(second.id.owner, second.id.instance, None);
         assert_eq!(kept(&store), Some(second.clone()));
         assert_eq!(
             store.forgotten(second.id.owner, second.id.instance),

@@ -8,7 +8,7 @@
 //! buffers more than that.
 
 use crate::codec::{Invalid, Payload, check_c_string, check_len, check_path, check_text};
-use crate::ids::{InstanceId, OwnerId};
+use crate::ids::{Attempt, InstanceId, OwnerId};
 use crate::limits;
 use bincode::{Decode, Encode};
 
@@ -91,6 +91,8 @@ pub struct LogsRequest {
     pub since_ms: Option<u64>,
     /// Only the last so many bytes.
     pub tail_bytes: Option<u64>,
+    /// The log of this attempt; absent: of the newest that the node knows.
+    pub attempt: Option<Attempt>,
 }
 
 /// COMMAND STREAM_CREDIT: so many more bytes may be sent.

@@ -15,7 +15,7 @@ use crate::shell::unix_ms;
 use crate::streams::Incoming;
 use axum::extract::State;
 use axum::response::Response;
-use pronto_payloads::ids::InstanceId;
+use pronto_payloads::ids::{Attempt, InstanceId};
 use pronto_payloads::stream::{Channel, LogsRequest, StreamEnd, StreamFailure, StreamRequest};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,6 +138,16 @@ impl Output<'_> {
                     return self.finish().await;
                 }
             };
+            // One that came and went while an earlier one was sent.
+            let passed = located.previous.filter(|(attempt, _)| {
+                follow && *attempt > done && (done > 0 || located.node.is_none())
+            });
+            if let Some((attempt, node)) = passed {
+                self.past(Some(node), attempt).await?;
+                (self.problem, self.tries) = (None, 0);
+                done = attempt;
+                continue;
+            }
             match located.node {
                 Some(node) if located.attempt > done => {
                     match self.stream(&node, located.attempt, follow).await? {
@@ -200,6 +210,8 @@ impl Output<'_> {
             // From the same moment as at first.
             since_ms: self.query.since_ms.map(|ms| ms.saturating_add(elapsed_ms)),
             tail_bytes: self.query.tail_bytes,
+            // Its node may not know it yet, or know a newer one already.
+            attempt: Some(Attempt(attempt)),
         });
         let mut skip = self.sent.bytes;
         let opened = self.app.streams.open(node, self.id, request).await;

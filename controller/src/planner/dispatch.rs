@@ -259,11 +259,18 @@ impl State {
         self.nodes.take_off(node, slot);
         let not_before_ns = self.now.mono_ns.saturating_add(delay_ns);
         let instance = self.instance(slot);
+        let previous = self
+            .nodes
+            .name_of(node)
+            .map(|name| (instance.attempt, name));
         let next = self
             .meta
             .next_attempt(instance.seq, instance.highest_attempt());
         let instance = self.instance_mut(slot);
         instance.attempt = next;
+        if previous.is_some() {
+            instance.more().previous = previous;
+        }
         instance.leave_node();
         instance.amended = true;
         let (seq, attempt, submission) = (instance.seq, instance.attempt, instance.submission);

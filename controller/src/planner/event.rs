@@ -276,6 +276,8 @@ pub struct Located {
     /// Its node, once it is placed.
     pub node: Option<Arc<str>>,
     pub attempt: u32,
+    /// The attempt before, and where it was, as far as this process knows.
+    pub previous: Option<(u32, Arc<str>)>,
 }
 
 /// Why a request is not granted.

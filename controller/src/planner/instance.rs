@@ -105,6 +105,8 @@ pub(crate) struct More {
     /// Since when there is no room but on those.
     pub(crate) avoiding_since_ns: Option<i64>,
     pub(crate) prefer: Option<Arc<str>>,
+    /// The attempt before, and its node.
+    pub(crate) previous: Option<(u32, Arc<str>)>,
     pub(crate) usage: Option<UsageView>,
     /// Why the last attempt did not do, for people.
     pub(crate) trouble: Option<(EndReason, String)>,

@@ -200,6 +200,10 @@ impl State {
             state: instance.state,
             node: self.nodes.name_of(instance.node),
             attempt: instance.attempt,
+            previous: instance
+                .more
+                .as_ref()
+                .and_then(|more| more.previous.clone()),
         })
     }
 

@@ -6,7 +6,7 @@
 use crate::runtime::{Events, Readiness, Runtimes};
 use crate::store::AttemptStore;
 use crate::supervisor::{Durable, Effect, Event, Job};
-use pronto_payloads::ids::{InstanceId, OwnerId};
+use pronto_payloads::ids::{Attempt, InstanceId, OwnerId};
 use pronto_payloads::instance::{End, EndCause};
 use pronto_payloads::place::AttemptId;
 use std::collections::BTreeSet;
@@ -24,7 +24,12 @@ pub(crate) enum Order {
     /// Remove what has aged.
     Age,
     /// Which acknowledged attempt of the instance still has its files?
-    FindKept(OwnerId, InstanceId, oneshot::Sender<Option<Arc<Job>>>),
+    FindKept(
+        OwnerId,
+        InstanceId,
+        Option<Attempt>,
+        oneshot::Sender<Option<Arc<Job>>>,
+    ),
 }
 
 /// Sends orders; a batch wakes the thread once.
@@ -70,9 +75,9 @@ impl Executor {
                 let aged = self.store.age();
                 self.remove(&aged);
             }
-            Order::FindKept(owner, instance, answer) => {
+            Order::FindKept(owner, instance, wanted, answer) => {
                 // Nobody waits any more: then nobody needs it.
-                let _ = answer.send(self.store.kept_job(owner, instance));
+                let _ = answer.send(self.store.kept_job(owner, instance, wanted));
             }
         }
     }

@@ -79,9 +79,14 @@ impl Context {
     /// The attempt that is here, once everything that was ordered before is done, so that its
     /// directory is there.
     async fn present(&self, open: &StreamOpen) -> Result<Known, Refused> {
+        let wanted = match &open.request {
+            StreamRequest::Logs(request) => request.attempt,
+            _ => None,
+        };
         let here = self.registry.find(open.owner, open.instance);
+        let here = here.filter(|here| wanted.is_none_or(|wanted| here.job.id.attempt == wanted));
         let (answer, kept) = oneshot::channel();
-        let order = Order::FindKept(open.owner, open.instance, answer);
+        let order = Order::FindKept(open.owner, open.instance, wanted, answer);
         let kept = match self.orders.send(vec![order]) {
             Ok(()) => kept.await.ok().flatten(),
             Err(_) => None,

@@ -791,6 +791,7 @@ fn streams(out: &mut Vec<Sample>) {
         stderr: false,
         since_ms: Some(60_000),
         tail_bytes: None,
+        attempt: Some(Attempt(3)),
     };
     let requests = [
         StreamRequest::Logs(logs),

@@ -20,6 +20,7 @@ fn the_daily_commands_work() {
     an_open_standard_input_holds_nothing_up(&cluster);
     a_workload_finds_its_environment(&cluster);
     stop_ends_the_whole_process_group(&cluster);
+    the_output_of_each_attempt_is_passed_on_once(&cluster);
     logs_are_kept_after_the_end(&cluster);
     logs_can_be_cut_by_stream_and_size_and_time(&cluster);
     commands_and_files_reach_a_running_instance(&cluster);
@@ -126,6 +127,23 @@ fn stop_ends_the_whole_process_group(cluster: &Cluster) {
         !std::path::Path::new(&format!("/proc/{}", child.trim())).exists(),
         "a child survived"
     );
+}
+
+/// Whatever the moment at which each begins and ends, and wherever it runs.
+fn the_output_of_each_attempt_is_passed_on_once(cluster: &Cluster) {
+    let words = "run --restart on-failure:2 -- sh -c";
+    let words: Vec<&str> = words.split(' ').collect();
+    let script = "echo $PRONTO_ATTEMPT; exit 4";
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| cluster.run(&[words.as_slice(), &[script]].concat())))
+            .collect();
+        for run in runs {
+            let output = run.join().unwrap();
+            assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+            assert_eq!(text(&output.stdout), "1\n2\n3\n");
+        }
+    });
 }
 
 fn logs_are_kept_after_the_end(cluster: &Cluster) {
