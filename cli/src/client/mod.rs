@@ -391,10 +391,12 @@ impl Client {
         let response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                // A kept connection that the controller closed meanwhile is nobody's fault.
-                let again = call.repeatable && (reused || self.answered);
-                self.answered |= again;
                 let failure = broken(&error, &call.path);
+                // A kept connection that the controller closed meanwhile is nobody's fault; that it
+                // refuses us will not pass.
+                let passes = failure.exit == Exit::Unreachable;
+                let again = call.repeatable && passes && (reused || self.answered);
+                self.answered |= again;
                 return Err(if again {
                     Trouble::Outage(failure)
                 } else {

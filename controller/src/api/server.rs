@@ -1,8 +1,8 @@
 //! Connections: TLS, who the client is, whether it may, HTTP/1.1 and HTTP/2.
 //!
 //! Connections, handshakes, headers and idle time are bounded. A client's certificate is judged at
-//! the handshake and again on requests of a long connection, so that a revoked or expired one does
-//! not outlive it.
+//! the handshake and again every few seconds, so that neither a connection nor what streams on it outlives a
+//! certificate that was revoked or has expired.
 
 use super::App;
 use super::reply::Caller;
@@ -37,8 +37,8 @@ const HEADER_LIMIT: Duration = Duration::from_secs(60);
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// Streams of one HTTP/2 connection: a followed output is one.
 const MAX_HTTP2_STREAMS: u32 = 256;
-/// A connection's certificate is judged again this often.
-const JUDGE_EVERY: Duration = Duration::from_secs(30);
+/// A connection's certificate is judged again this often: it may have expired, or been revoked.
+const JUDGE_EVERY: Duration = Duration::from_secs(3);
 /// After a failed `accept(2)`, which means too many open files: time for some to close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is under way at the end gets so long.
@@ -49,8 +49,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 struct Client {
     identity: Identity,
     address: SocketAddr,
-    chain: Vec<tokio_rustls::rustls::pki_types::CertificateDer<'static>>,
-    judged: Mutex<Instant>,
 }
 
 /// Connections that are refused: counted always, logged some times a second.
@@ -84,7 +82,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(max_connections));
-    let service = service(app.clone(), Arc::clone(&credentials));
+    let service = service(app.clone());
     let refusals = Arc::new(Refusals {
         app,
         began: Instant::now(),
@@ -123,10 +121,9 @@ pub(crate) async fn serve(
     }
 }
 
-fn service(app: Arc<App>, credentials: Arc<Credentials>) -> Router {
+fn service(app: Arc<App>) -> Router {
     router(Arc::clone(&app))
         .layer(from_fn(authorise))
-        .layer(from_fn_with_state(credentials, judge))
         .layer(from_fn_with_state(app, count))
         .fallback(|| async {
             Refused::new(ErrorCode::NotFound, "no such route").hint("see /v1/openapi.json")
@@ -178,12 +175,7 @@ async fn connection(
         Ok(identity) => identity,
         Err(error) => return refusals.note(address, &error),
     };
-    let client = Arc::new(Client {
-        identity,
-        address,
-        chain,
-        judged: Mutex::new(Instant::now()),
-    });
+    let client = Arc::new(Client { identity, address });
     let routes = TowerToHyperService::new(service);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&client));
@@ -202,8 +194,18 @@ async fn connection(
         .keep_alive_interval(Some(HEADER_LIMIT));
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
+    let barred = async {
+        loop {
+            tokio::time::sleep(JUDGE_EVERY).await;
+            if let Err(error) = credentials.verify_client(&chain, wall_clock()) {
+                return error;
+            }
+        }
+    };
     let served = tokio::select! {
         served = &mut serving => served,
+        // Not gracefully: a stream that is under way would go on.
+        error = barred => return refusals.note(address, &error),
         () = shutdown.cancelled() => {
             serving.as_mut().graceful_shutdown();
             match tokio::time::timeout(LAST_WORDS, serving).await {
@@ -219,33 +221,6 @@ async fn connection(
 
 fn client(request: &Request) -> Option<Arc<Client>> {
     request.extensions().get::<Arc<Client>>().cloned()
-}
-
-/// Judges the certificate of a long connection again.
-async fn judge(
-    axum::extract::State(credentials): axum::extract::State<Arc<Credentials>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if let Some(client) = client(&request) {
-        let due = {
-            let mut judged = client.judged.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = judged.elapsed() >= JUDGE_EVERY;
-            if due {
-                *judged = Instant::now();
-            }
-            due
-        };
-        if due && let Err(error) = credentials.verify_client(&client.chain, wall_clock()) {
-            if let Some(past) = Instant::now().checked_sub(JUDGE_EVERY) {
-                *client.judged.lock().unwrap_or_else(PoisonError::into_inner) = past;
-            }
-            return Refused::new(ErrorCode::Forbidden, error.to_string())
-                .hint("`pronto cert renew`")
-                .into_response();
-        }
-    }
-    next.run(request).await
 }
 
 /// Whether the client's role may use the route, by the table.

@@ -3,6 +3,7 @@
 use crate::cluster::wait_until;
 use crate::evidence::Evidence;
 use crate::rig::{Plan, Rig, launcher, scheduler};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -283,11 +284,19 @@ fn revoked_certificates_are_refused_while_everything_runs() {
     }
     rig.start_all();
     rig.await_ready(2);
-    let eves = |what: &str| {
-        let (cert, key) = (rig.path("pki/eve.crt"), rig.path("pki/eve.key"));
-        rig.run(&["list", what, "--cert", &cert, "--key", &key])
-    };
+    let (cert, key) = (rig.path("pki/eve.crt"), rig.path("pki/eve.key"));
+    let hers = ["--cert", cert.as_str(), "--key", key.as_str()];
+    let eves = |what: &str| rig.run(&[&["list", what], hers.as_slice()].concat());
     assert!(eves("nodes").status.success());
+    let endless = ["--", "sh", "-c", "echo up; exec sleep 300"];
+    let mut under_way = rig
+        .client()
+        .start(&[&["run"], hers.as_slice(), &endless].concat());
+    let mut line = String::new();
+    let output = under_way.stdout.take().expect("a pipe");
+    let mut output = BufReader::new(output);
+    output.read_line(&mut line).expect("a line");
+    assert_eq!(line, "up\n");
     revoke(&rig, "eve");
     assert!(revoke(&rig, "node-2").contains("lists 3 revoked"));
     wait_until("node-2 is out", || rig.nodes_in("ready") == 1);
@@ -295,5 +304,11 @@ fn revoked_certificates_are_refused_while_everything_runs() {
     let said = String::from_utf8_lossy(&eves("nodes").stderr).into_owned();
     let words = "the controller refuses us: our certificate has been revoked";
     assert!(said.contains(words), "{said}");
+    let mut ended = None;
+    wait_until("what she has under way is cut", || {
+        ended = under_way.try_wait().expect("our own child");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(123));
     rig.must(&["run", "--", "true"]);
 }

@@ -373,13 +373,24 @@ pub(crate) struct Client {
 impl Client {
     /// A command, run to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        on_host(self.network, USER)
+        self.command(arguments).output().expect("pronto starts")
+    }
+
+    /// A command that goes on; its standard output is a pipe.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::piped());
+        command.spawn().expect("pronto starts")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = on_host(self.network, USER);
+        command
             .args(arguments)
             .env("PRONTO_CONFIG", &self.config)
             .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .output()
-            .expect("pronto starts")
+            .stdin(Stdio::null());
+        command
     }
 
     /// Submits instances that run nothing, named by the number of their batch; their ids, if the
