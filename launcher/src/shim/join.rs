@@ -2,8 +2,9 @@
 //!
 //! This process starts it, stays beside it and ends with its exit code. Its own standard input is
 //! the command's leash: a pipe of the launcher's that is open as long as somebody wants the command.
-//! It carries the command's input in pieces, each four bytes of length (little-endian) and so many
-//! bytes; an empty piece says that the input is complete. When the leash is let go, because nobody
+//! It carries pieces, each four bytes of length (little-endian) and so many bytes. The first is what to
+//! run, with the instance's variables, which no command line must show: everybody on the node can read
+//! those. The others are the command's input; an empty one says that it is complete. When the leash is let go, because nobody
 //! listens any more or the launcher has died, the command is killed with its session *before* its
 //! input closes: it never takes a part of its input for the whole.
 
@@ -44,6 +45,34 @@ pub struct Join {
     pub workdir: PathBuf,
     /// Program and arguments.
     pub command: Vec<String>,
+}
+
+/// The first piece is no longer: a START's body with all of it escaped is not.
+const JOIN_BYTES: usize = 8 << 20;
+
+/// Reads what to run from the leash, byte for byte: what follows is the command's.
+pub(super) fn receive() -> io::Result<Join> {
+    let mut header = [0; PIECE_HEADER_BYTES];
+    read_whole(&mut header)?;
+    let length = usize::try_from(u32::from_le_bytes(header)).unwrap_or(usize::MAX);
+    if length > JOIN_BYTES {
+        return Err(io::Error::other("more than a command and its variables"));
+    }
+    let mut text = vec![0; length];
+    read_whole(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn read_whole(mut rest: &mut [u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        match rustix::io::read(rustix::stdio::stdin(), &mut *rest) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => rest = &mut rest[length..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Runs the command to its end. Returns the exit code.
@@ -103,7 +132,8 @@ fn start(join: &Join) -> Result<Keeper, End> {
         umask: UMASK,
         no_new_privileges: true,
         data_limit_bytes: None,
-        oom_score: None,
+        // Not the launcher's own, which its unit may have lowered.
+        oom_score: Some(c"/proc/self/oom_score_adj"),
     };
     let pid = sys::spawn(&child, &mut nursery)
         .map_err(|error| spawn::explain(&join.command, &join.workdir, &error))?;

@@ -50,18 +50,20 @@ const CONNECTION: u64 = 2;
 /// Workload n's pipes are FIRST + 2n and the one after.
 const FIRST: u64 = 16;
 
-/// The entry of `pronto launcher-shim SETTINGS` and of `pronto launcher-shim join WHAT`, with the
-/// arguments behind `launcher-shim`. Returns the process's exit code.
+/// The entry of `pronto launcher-shim SETTINGS` and of `pronto launcher-shim join`, with the arguments
+/// behind `launcher-shim`. Returns the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
     sys::close_from(3);
     sys::reset_signals();
     let mut arguments = arguments.into_iter();
     let first = arguments.next().unwrap_or_default();
     if first == "join" {
-        let what = arguments.next().unwrap_or_default();
-        return match serde_json::from_slice(what.as_encoded_bytes()) {
+        return match join::receive() {
             Ok(join) => join::run(&join),
-            Err(_) => 64,
+            Err(error) => {
+                let _full = writeln!(io::stderr(), "launcher-shim: {error}");
+                64
+            }
         };
     }
     let settings = serde_json::from_slice::<ShimSettings>(first.as_encoded_bytes()).ok();

@@ -199,11 +199,16 @@ fn logs_can_be_cut_by_stream_and_size_and_time(cluster: &Cluster) {
 }
 
 fn commands_and_files_reach_a_running_instance(cluster: &Cluster) {
-    let id = cluster.must(&["run", "--detach", "--", "sleep", "1000"]);
+    let words = "run --detach --env SECRET=hush -- sleep 1000";
+    let id = cluster.must(&words.split(' ').collect::<Vec<_>>());
     let id = id.trim();
     wait_until("it runs", || {
         cluster.json(&["show", "instance", id])["instance"]["state"] == "running"
     });
+    // Everybody on the node can read a command line.
+    let keeper = "cat /proc/$PPID/cmdline; echo ${#SECRET}";
+    let seen = text(&cluster.run(&["exec", id, "--", "sh", "-c", keeper]).stdout);
+    assert!(seen.ends_with("4\n") && !seen.contains("hush"), "{seen}");
     let given = cluster.scratch("given");
     let content: Vec<u8> = (0..=250_u8).cycle().take(2_000_000).collect();
     std::fs::write(&given, &content).expect("a file");

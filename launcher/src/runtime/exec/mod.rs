@@ -303,6 +303,7 @@ impl Runtime for ExecRuntime {
                 command,
             };
             session::join(&settings.shim_command, &join)
+                .await
                 .map_err(|error| Refused::new(StreamFailure::Failed, format!("{error:#}")))
         })
     }

@@ -9,19 +9,18 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::process::Stdio;
 use std::task::{Context, Poll, ready};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::Command;
 
 /// Starts it. Its keeper ends it when what this returns is dropped, or this process dies.
-pub(super) fn join(shim_command: &[String], join: &Join) -> anyhow::Result<ExecSession> {
+pub(super) async fn join(shim_command: &[String], join: &Join) -> anyhow::Result<ExecSession> {
     let [program, arguments @ ..] = shim_command else {
         anyhow::bail!("shim_command is empty")
     };
     let mut child = Command::new(program)
         .args(arguments)
         .arg("join")
-        .arg(serde_json::to_string(join)?)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -35,8 +34,14 @@ pub(super) fn join(shim_command: &[String], join: &Join) -> anyhow::Result<ExecS
     let leash = stdin.into_owned_fd()?;
     // Also after the input is complete, somebody holds it as long as the exit code is wanted.
     let held = leash.try_clone()?;
+    let mut leash = pipe::Sender::from_owned_fd(leash)?;
+    let text = serde_json::to_vec(join)?;
+    leash
+        .write_all(&u32::try_from(text.len())?.to_le_bytes())
+        .await?;
+    leash.write_all(&text).await?;
     let input = Input {
-        leash: pipe::Sender::from_owned_fd(leash)?,
+        leash,
         waiting: Vec::new(),
         complete: false,
     };
