@@ -60,6 +60,7 @@ pub(super) async fn exec(
     let ended = async { (&mut exit).await };
     tokio::pin!(output, input, ended);
     let code = tokio::select! {
+        biased;
         code = &mut ended => {
             // What it wrote before its end is still in the pipes.
             tokio::select! {
@@ -73,6 +74,11 @@ pub(super) async fn exec(
             refused = &mut input => return Err(refused),
         },
         refused = &mut input => return Err(refused),
+        // Dropping its session ends it, where no control group did.
+        () = known.ended.cancelled() => {
+            let text = "the instance has ended, and the command with it";
+            return Err(Refused::new(StreamFailure::NotFound, text));
+        }
     };
     Ok(StreamEnd::Complete {
         code: Some(code),

@@ -16,6 +16,8 @@ pub const STREAMS_PER_CONTROLLER: usize = 1024;
 pub const HELD_OPENS_PER_NODE: usize = STREAMS_PER_NODE;
 /// How long a STREAM_OPEN waits for the launcher to bring up its bulk session.
 pub const HELD_OPEN_MS: u64 = 5_000;
+/// A launcher without a bulk session is asked for one so often at most: its dial may have failed.
+pub const OPEN_BULK_AGAIN_MS: u64 = 1_000;
 /// Placements wait for so many of the expected nodes after a start, in percent ...
 pub const WARM_NODES_PERCENT: u64 = 90;
 /// Failures of a node's own in a row after which it is left alone for a while: one may be bad

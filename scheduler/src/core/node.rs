@@ -78,6 +78,8 @@ pub(crate) struct BulkOfNode {
     pub(crate) session: Option<SessionId>,
     /// STREAM_OPENs that wait for it, oldest first: their streams' numbers.
     pub(crate) held: Vec<u64>,
+    /// When it was asked to open one last.
+    pub(crate) asked_at: Option<Nanos>,
     pub(crate) streams: usize,
 }
 

@@ -208,6 +208,7 @@ impl Broker {
         }
         if let Some(node) = self.nodes.get_mut(&index) {
             node.bulk.session = Some(arrival.session);
+            node.bulk.asked_at = None;
         }
         self.peers
             .insert(arrival.session, Peer::LauncherBulk(index));

@@ -9,7 +9,9 @@
 //! numbers. What may be under way in each direction is what its final reader has granted, so what
 //! the relay holds is bounded by that; a sender that exceeds it loses the stream.
 
-use super::limits::{HELD_OPEN_MS, HELD_OPENS_PER_NODE, STREAMS_PER_CONTROLLER, STREAMS_PER_NODE};
+use super::limits::{
+    HELD_OPEN_MS, HELD_OPENS_PER_NODE, OPEN_BULK_AGAIN_MS, STREAMS_PER_CONTROLLER, STREAMS_PER_NODE,
+};
 use super::outlet::{Nanos, Outgoing, Outlet, Queued, SessionId};
 use super::{Broker, Peer, routing};
 use crate::table::NodeIndex;
@@ -189,8 +191,10 @@ impl Broker {
             self.open_towards(number, launcher, out);
             return Ok(());
         }
-        if node.bulk.held.is_empty() {
-            // A launcher that misses it is asked again by the next one; this one then times out.
+        let asked_at = node.bulk.asked_at;
+        if asked_at.is_none_or(|at| at.plus_ms(OPEN_BULK_AGAIN_MS) <= now) {
+            node.bulk.asked_at = Some(now);
+            // A launcher that misses it is asked again by a later one; this one then times out.
             let _not_needed = out.send(control, Outgoing::new(Operand::OpenBulk, 0, [&[], &[]]));
         }
         node.bulk.held.push(number);

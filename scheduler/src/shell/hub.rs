@@ -183,6 +183,10 @@ impl Hub {
             let peer = wire.peer();
             let (role, name) = (peer.role(), peer.name().to_owned());
             let (session, wire) = inner.sessions.insert(wire);
+            // Credentials that were read anew during its handshake have not judged it.
+            if self.shared.credentials_version.load(Ordering::Acquire) > 0 {
+                inner.to_verify.push(session);
+            }
             self.shared.registry.insert(session, &wire.borrow(), &hello);
             let served = Rc::clone(self).serve_session(session, wire, place);
             self.tasks.spawn_local(served);

@@ -133,6 +133,21 @@ fn an_open_waits_for_the_launchers_bulk_session() {
     );
 }
 
+/// Its first dial may have failed, while requests keep coming.
+#[test]
+fn a_launcher_is_asked_for_its_bulk_session_again() {
+    let (mut world, _) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let up = world.bulk(Role::Controller, "c", Some(OWNER));
+    for id in 1..=3 {
+        let opened = to_node("n1", open(OWNER));
+        world.send(up, Frame::request(Operand::StreamOpen, id, opened));
+        world.expect(node.session, Operand::OpenBulk);
+        world.pass_ms(1_000);
+        world.skip_all(Operand::Stats);
+    }
+}
+
 /// An empty file, or an empty standard input: its sender has nothing to wait for.
 #[test]
 fn the_end_of_an_empty_input_waits_with_its_open() {
