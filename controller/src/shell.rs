@@ -180,7 +180,7 @@ impl Controller {
             inbox.clone(),
             Arc::clone(&metrics),
             writer::Retention {
-                instances_ms: config.retention_ms,
+                instances_ms: config.retention_ms.max(config.request_window_ms),
                 events_ms: config.events_retention_ms,
             },
         )?;

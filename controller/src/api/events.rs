@@ -68,7 +68,7 @@ pub(crate) async fn list(
 }
 
 /// What a user need not know of an event: the addresses of others.
-fn hide(actor: &Actor, event: &mut EventRecord) {
+pub(super) fn hide(actor: &Actor, event: &mut EventRecord) {
     if actor.scope().is_some() && event.actor.starts_with("admin/") {
         event.source.clear();
     }

@@ -353,6 +353,9 @@ pub(crate) async fn show(
     };
     let mut events = app.read(move |reader| reader.events(&filter)).await?;
     events.reverse();
+    for event in &mut events {
+        super::events::hide(&actor, event);
+    }
     let detail = InstanceDetail {
         instance,
         spec: if reveal {

@@ -9,7 +9,7 @@ use super::journal::{After, ToAck};
 use super::queue::LastRefusal;
 use super::state::State;
 use crate::api::types::{EndReason, InstanceState, Severity};
-use crate::store::{AmendRow, Write};
+use crate::store::{AfterStop, AmendRow, Write};
 use pronto_payloads::SCHEMA;
 use pronto_payloads::codec::{self, encode};
 use pronto_payloads::control::ToNode;
@@ -257,6 +257,13 @@ impl State {
     pub(crate) fn raise(&mut self, slot: u32, delay_ns: i64, ack: Option<ToAck>) {
         let node = self.instance(slot).node;
         self.nodes.take_off(node, slot);
+        if self.instance(slot).after_stop() == Some(AfterStop::Move) {
+            // It leaves its node, as a drain wished.
+            let instance = self.instance_mut(slot);
+            instance.more().stop = None;
+            let seq = instance.seq;
+            self.stopping.remove(&seq);
+        }
         let not_before_ns = self.now.mono_ns.saturating_add(delay_ns);
         let instance = self.instance(slot);
         let previous = self

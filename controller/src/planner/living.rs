@@ -110,6 +110,11 @@ impl State {
             .mono_ns
             .saturating_add(ns(self.settings.request_window_ms));
         self.remembered.push_back((until, first));
+        self.forget_remembered();
+    }
+
+    /// What is remembered for its request id alone goes in time: retention may remove its spec.
+    pub(crate) fn forget_remembered(&mut self) {
         while let Some(&(until, first)) = self.remembered.front() {
             if until > self.now.mono_ns && self.remembered.len() <= MAX_REMEMBERED {
                 break;

@@ -165,7 +165,14 @@ impl State {
     fn on_attempt_ended(&mut self, slot: u32, end: End, ack: ToAck) {
         let record = spec::end_record(&end);
         match (self.instance(slot).after_stop(), &end.cause) {
-            (Some(AfterStop::Restart), _) | (Some(AfterStop::Move), EndCause::Stopped) => {
+            (Some(AfterStop::Restart), _)
+            | (
+                Some(AfterStop::Move),
+                EndCause::Stopped
+                | EndCause::Rejected
+                | EndCause::NodeFailed
+                | EndCause::LeaseExpired,
+            ) => {
                 self.restart_now(slot, Some(ack));
                 return;
             }

@@ -182,7 +182,7 @@ impl State {
             workloads: BTreeMap::new(),
             templates: FxHashMap::default(),
             template_index: HashMap::new(),
-            next_template: 1,
+            next_template: snapshot.next_spec,
             submissions: Vec::new(),
             free_submissions: Vec::new(),
             admitting: FxHashMap::default(),
@@ -531,6 +531,7 @@ impl State {
             self.sweep_pulls();
             self.sweep_uncertain();
             self.sweep_barrier();
+            self.forget_remembered();
         }
     }
 

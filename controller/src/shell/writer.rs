@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 const GROUP: usize = 512;
 /// Retention works while nothing else is to be done, and not more often.
 const PURGE_EVERY: Duration = Duration::from_secs(10);
+/// Unless more is there to remove than goes at a time.
+const PURGE_MORE: Duration = Duration::from_millis(50);
 
 enum Job {
     Commit(Batch),
@@ -75,9 +77,9 @@ fn work(
 ) -> Result<(), StoreError> {
     let mut group: Vec<Batch> = Vec::new();
     let mut lookups = Vec::new();
-    let mut purged = Instant::now();
+    let (mut purged, mut pause) = (Instant::now(), PURGE_EVERY);
     loop {
-        let first = match jobs.recv_timeout(PURGE_EVERY) {
+        let first = match jobs.recv_timeout(pause) {
             Ok(job) => Some(job),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -115,13 +117,14 @@ fn work(
                 return Ok(());
             }
         }
-        if idle || purged.elapsed() >= PURGE_EVERY {
+        if idle || purged.elapsed() >= pause {
             purged = Instant::now();
             let now = unix_ms();
-            store.purge(
+            let more = store.purge(
                 now.saturating_sub(retention.instances_ms),
                 now.saturating_sub(retention.events_ms),
             )?;
+            pause = if more { PURGE_MORE } else { PURGE_EVERY };
         }
     }
 }

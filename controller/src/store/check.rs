@@ -5,6 +5,7 @@ use super::{SCHEMA_VERSION, StoreError, load, schema};
 use crate::shell::unix_ms;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,10 +34,18 @@ fn read_only(path: &Path) -> Result<Connection, StoreError> {
 
 /// Copies a whole database, consistently, also while it is written to.
 pub(crate) fn copy(from: &Connection, to: &Path) -> Result<(), StoreError> {
+    // It holds what specs hold in their environment.
+    let mut options = std::fs::File::options();
+    let created = options.write(true).create(true).mode(0o600).open(to);
+    created.map_err(io(to.display().to_string()))?;
     let mut target = Connection::open(to)?;
-    let backup = Backup::new(from, &mut target)?;
+    // One snapshot for all steps: without it each commit between two would begin the copy anew.
+    let snapshot = from.unchecked_transaction()?;
+    snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    let backup = Backup::new(&snapshot, &mut target)?;
     backup.run_to_completion(BACKUP_PAGES, Duration::ZERO, None)?;
     drop(backup);
+    drop(snapshot);
     target
         .close()
         .map_err(|(_, error)| StoreError::from(error))?;
@@ -114,7 +123,11 @@ pub fn backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
 /// If the backup is damaged, or the directory is in use or can't be written.
 pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
     check_file(file)?;
-    std::fs::create_dir_all(data_dir).map_err(io(data_dir.display().to_string()))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .map_err(io(data_dir.display().to_string()))?;
     let _lock = lock(data_dir)?;
     let path = data_dir.join(DATABASE);
     let fresh = data_dir.join("controller.db.restoring");

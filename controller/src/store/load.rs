@@ -183,8 +183,13 @@ pub(crate) fn snapshot(
         let ended = ended_of(connection, &row)?;
         submissions.push(StoredSubmission { row, ended });
     }
+    let next_spec =
+        connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM specs", [], |row| {
+            row.get(0)
+        })?;
     Ok(Snapshot {
         meta: meta(connection)?,
+        next_spec,
         specs,
         submissions,
         amends: amends(connection)?,

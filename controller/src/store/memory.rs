@@ -79,6 +79,7 @@ impl MemoryStore {
         self.meta.next_event = self.events.last().map_or(1, |event| event.number + 1);
         Snapshot {
             meta: self.meta,
+            next_spec: self.specs.last_key_value().map_or(1, |(id, _)| id + 1),
             specs: self.specs.values().cloned().collect(),
             submissions: self
                 .submissions

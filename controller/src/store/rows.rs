@@ -293,6 +293,8 @@ pub enum Write {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub meta: Meta,
+    /// The number that the next spec gets, above those too that only ended instances have.
+    pub next_spec: u32,
     pub specs: Vec<SpecRow>,
     /// Those with living instances, and those young enough for their request ids to be
     /// remembered; by `first_seq`.

@@ -47,9 +47,13 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     ",
     // 1 to 2: what an administrator wishes of a node: nothing (0), maintenance (1), that it be ready.
     "ALTER TABLE nodes RENAME COLUMN maintenance TO wish;",
-    // 2 to 3: the highest number that an attempt was given, where an earlier one was taken back.
+    // 2 to 3: the highest number that an attempt was given, where an earlier one was taken back; indexes.
     "ALTER TABLE amends ADD COLUMN highest_attempt INTEGER NOT NULL DEFAULT 0;
-     ALTER TABLE ends ADD COLUMN highest_attempt INTEGER NOT NULL DEFAULT 0;",
+     ALTER TABLE ends ADD COLUMN highest_attempt INTEGER NOT NULL DEFAULT 0;
+     CREATE INDEX submissions_by_spec ON submissions (spec);
+     -- What retention looks for, and what an instance shows.
+     CREATE INDEX submissions_by_age ON submissions (unix_ms) WHERE done = 1;
+     CREATE INDEX events_by_instance ON events (instance, number) WHERE instance IS NOT NULL;",
 ];
 
 /// The schema that this build writes.

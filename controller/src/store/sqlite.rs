@@ -9,6 +9,7 @@ use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{InstanceId, OwnerId};
 use rusqlite::{Connection, ErrorCode, Transaction, params};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -123,21 +124,21 @@ impl SqliteStore {
         events_before_unix_ms: u64,
     ) -> Result<bool, StoreError> {
         let transaction = self.connection.transaction()?;
-        let old: Vec<(i64, i64)> = transaction
+        let old: Vec<(i64, i64, i64)> = transaction
             .prepare_cached(
                 // The newest row stays: the next number follows from it.
-                "SELECT first_seq, count FROM submissions WHERE done = 1 AND unix_ms < ?1
+                "SELECT first_seq, count, spec FROM submissions WHERE done = 1 AND unix_ms < ?1
                  AND first_seq < (SELECT max(first_seq) FROM submissions)
                  AND NOT EXISTS (SELECT 1 FROM ends WHERE seq >= first_seq
                                  AND seq < first_seq + count AND ended_unix_ms >= ?1)
-                 ORDER BY first_seq LIMIT ?2",
+                 ORDER BY unix_ms LIMIT ?2",
             )?
             .query_map(
                 params![signed(instances_before_unix_ms), PURGE_SUBMISSIONS],
-                |row| Ok((row.get(0)?, row.get(1)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
             )?
             .collect::<Result<_, _>>()?;
-        for (first, count) in &old {
+        for (first, count, _) in &old {
             transaction
                 .prepare_cached("DELETE FROM ends WHERE seq >= ?1 AND seq < ?1 + ?2")?
                 .execute(params![first, count])?;
@@ -145,18 +146,21 @@ impl SqliteStore {
                 .prepare_cached("DELETE FROM submissions WHERE first_seq = ?1")?
                 .execute([first])?;
         }
-        if !old.is_empty() {
-            transaction.execute(
-                "DELETE FROM specs WHERE id NOT IN (SELECT spec FROM submissions)",
-                [],
-            )?;
+        let specs: BTreeSet<i64> = old.iter().map(|(_, _, spec)| *spec).collect();
+        for spec in specs {
+            transaction
+                .prepare_cached(
+                    "DELETE FROM specs WHERE id = ?1
+                     AND NOT EXISTS (SELECT 1 FROM submissions WHERE spec = ?1)",
+                )?
+                .execute([spec])?;
         }
         let events = transaction
             .prepare_cached(
+                // Of the first ones, so that no table is walked: numbers rise with time.
                 "DELETE FROM events WHERE number IN (
-                     SELECT number FROM events WHERE unix_ms < ?1
-                     AND number < (SELECT max(number) FROM events)
-                     ORDER BY number LIMIT ?2)",
+                     SELECT number FROM events WHERE number < (SELECT max(number) FROM events)
+                     ORDER BY number LIMIT ?2) AND unix_ms < ?1",
             )?
             .execute(params![signed(events_before_unix_ms), PURGE_EVENTS])?;
         transaction.commit()?;
@@ -375,7 +379,7 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError>
         Write::Spec(row) => {
             transaction
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO specs (id, tenant, workload, spec)
+                    "INSERT INTO specs (id, tenant, workload, spec)
                      VALUES (?1, ?2, ?3, ?4)",
                 )?
                 .execute(params![

@@ -13,8 +13,10 @@ use pronto_controller::store::{
 };
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{BootId, NodeUuid, OwnerId};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 const OPTIONS: OpenOptions = OpenOptions {
@@ -332,6 +334,68 @@ fn a_backup_is_made_while_it_runs_and_put_back() {
     let nonsense = files.path().join("nonsense");
     std::fs::write(&nonsense, "not a database").unwrap();
     assert!(restore_backup(dir.path(), &nonsense).is_err());
+}
+
+/// More than one step of the copy long, and written to all the while.
+#[test]
+fn a_backup_of_a_busy_store_ends_and_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backup.db");
+    let (mut store, _) = open(dir.path());
+    let now = OPTIONS.now_unix_ms;
+    let long = |number| match event(number, now) {
+        Write::Event(row) => Write::Event(EventRow {
+            message: "x".repeat(4000),
+            ..row
+        }),
+        other => other,
+    };
+    store
+        .commit(&[batch(1, (1..=5000).map(long).collect())])
+        .unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 2.. {
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                let writes = vec![event(5000 + number, now)];
+                store.commit(&[batch(number, writes)]).unwrap();
+            }
+        });
+        let copied = backup(dir.path(), &file);
+        done.store(true, Ordering::Relaxed);
+        copied.unwrap();
+    });
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds what is in environments");
+}
+
+/// A spec that only ended instances have is not read at a start, and its number is not free.
+#[test]
+fn a_specs_number_is_given_out_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path());
+    let old = OPTIONS.now_unix_ms - 2 * OPTIONS.request_window_ms;
+    let ended = SubmissionRow {
+        spec: 2,
+        ..submission(2, 1, old)
+    };
+    let writes = vec![
+        spec_row(1),
+        spec_row(2),
+        Write::Submission(submission(1, 1, old)),
+        Write::Submission(ended),
+        Write::End(end(2, InstanceState::Succeeded, old)),
+        Write::SubmissionDone(2),
+    ];
+    store.commit(&[batch(1, writes)]).unwrap();
+    drop(store);
+    let (mut store, found) = open(dir.path());
+    let known: Vec<u32> = found.specs.iter().map(|spec| spec.id).collect();
+    assert_eq!((known, found.next_spec), (vec![1], 3));
+    assert!(store.commit(&[batch(2, vec![spec_row(2)])]).is_err());
 }
 
 #[test]

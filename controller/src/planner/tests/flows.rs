@@ -347,6 +347,34 @@ fn a_user_restarts_what_runs_and_prefers_its_node() {
     assert_eq!(shown(&mut h, id).restarts, 1);
 }
 
+/// The machine is drained, and restarted at once.
+#[test]
+fn what_a_drain_moves_is_not_ended_by_its_node() {
+    for cause in [EndCause::NodeFailed, EndCause::Exited { code: 1 }] {
+        let (mut h, [a, b]) = Harness::beside(["a", "b"]);
+        let mut movable = sim();
+        movable.restart.mode = RestartMode::OnFailure;
+        let id = h.submit(movable, 1).instances[0];
+        let first = h.start_on(&a);
+        h.running("a", first);
+        let drain = DrainCall {
+            node: "a".to_owned(),
+            deadline_ms: 30_000,
+        };
+        h.ask(admin(), Call::Drain(drain)).unwrap();
+        assert!(matches!(h.sent.pop_front(), Some(Sent::SetMode { .. })));
+        h.expect_stop("a", first);
+        h.ended("a", first, cause);
+        h.expect_ack(first);
+        let next = h.start_after(2_000).0.id;
+        h.placed(next, &b);
+        h.running("b", next);
+        h.pass(10_000);
+        assert!(h.sent.is_empty(), "nobody wants it to stop there");
+        assert_eq!(h.state_of(id), InstanceState::Running);
+    }
+}
+
 #[test]
 fn a_drain_moves_what_may_move_and_waits_for_the_rest() {
     let (mut h, [a, b]) = Harness::beside(["a", "b"]);
