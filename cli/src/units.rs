@@ -109,6 +109,12 @@ pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
         .map_err(|_| "accepted: a duration below 500 million years".to_owned())
 }
 
+/// A submission's whole id.
+pub(crate) fn submission(text: &str) -> Result<uuid::Uuid, String> {
+    let id = uuid::Uuid::parse_str(text);
+    id.map_err(|_| "accepted: a submission's whole id, as `show instance ID` has it".to_owned())
+}
+
 /// `022`: a umask in octal, with or without its leading zero.
 pub(crate) fn umask(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);

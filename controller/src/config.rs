@@ -191,10 +191,14 @@ impl ControllerConfig {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.schedulers.is_empty() {
+        let is_address = |text: &String| {
+            let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            matches!(port, Some(Ok(_)))
+        };
+        if self.schedulers.is_empty() || !self.schedulers.iter().all(is_address) {
             return Err(ConfigError::Value {
                 key: "schedulers",
-                found: "empty".to_owned(),
+                found: format!("{:?}", self.schedulers),
                 accepted: "at least one HOST:PORT".to_owned(),
             });
         }

@@ -245,6 +245,11 @@ pub fn check(spec: &Spec) -> Result<(), Invalid> {
     if spec.await_inputs > AWAIT_INPUTS_LIMIT {
         return Err(Invalid::new("await_inputs", "at most 1024"));
     }
+    if let TaskSpec::Sim(sim) = &spec.task
+        && !(0..=255).contains(&sim.exit_code)
+    {
+        return Err(Invalid::new("exit_code", "0 to 255"));
+    }
     if spec.stdin && spec.restart.mode != RestartMode::Never {
         return Err(Invalid::new(
             "restart",

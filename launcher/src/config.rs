@@ -173,6 +173,28 @@ const fn default_unacknowledged_limit() -> usize {
 }
 
 impl LauncherConfig {
+    /// Checks what parsing alone does not.
+    ///
+    /// # Errors
+    /// The first value that can't be used, with what is accepted.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let is_address = |text: &String| {
+            let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            matches!(port, Some(Ok(_)))
+        };
+        if self.schedulers.is_empty() || !self.schedulers.iter().all(is_address) {
+            let found = &self.schedulers;
+            anyhow::bail!("schedulers = {found:?}; accepted: at least one \"HOST:PORT\"");
+        }
+        self.share()?;
+        self.labels()?;
+        if let Some(name) = &self.workload_user {
+            crate::runtime::exec::user(name)
+                .map_err(|text| anyhow::anyhow!("workload_user: {text}"))?;
+        }
+        Ok(())
+    }
+
     /// The share as (numerator, denominator).
     ///
     /// # Errors

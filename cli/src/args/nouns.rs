@@ -47,7 +47,7 @@ pub(crate) struct ListInstancesArgs {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = units::pair)]
     pub(crate) labels: Vec<(String, String)>,
     /// Of this submission
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = units::submission)]
     pub(crate) submission: Option<uuid::Uuid>,
     /// At most so many [default: 100]
     #[arg(long, value_name = "N")]
@@ -225,7 +225,7 @@ pub(crate) enum StopNoun {
         #[arg(value_name = "INSTANCE", required_unless_present = "submission")]
         ids: Vec<String>,
         /// All that live of this submission
-        #[arg(long, value_name = "ID", conflicts_with = "ids")]
+        #[arg(long, value_name = "ID", conflicts_with = "ids", value_parser = units::submission)]
         submission: Option<uuid::Uuid>,
         /// Between SIGTERM and SIGKILL; 0s kills at once
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]

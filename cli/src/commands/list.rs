@@ -92,6 +92,11 @@ pub(super) async fn living(
         ..api::ListInstances::default()
     };
     let list = pages(client, asked, u32::MAX).await?;
+    if list.instances.is_empty() {
+        // All of it has ended, or there never was one.
+        let to = path(&["submissions", &submission.to_string()]);
+        let _known: api::Submission = client.get(&to).await?;
+    }
     let ids = list.instances.iter();
     Ok(ids.map(|instance| instance.id.to_string()).collect())
 }

@@ -147,6 +147,9 @@ pub(crate) fn launcher(args: &LauncherArgs) -> Outcome {
     {
         *path = directory.join(&*path);
     }
+    config
+        .check()
+        .map_err(|error| invalid(&args.daemon.config, error))?;
     if args.check {
         return checked(&config.tls, Role::Launcher);
     }

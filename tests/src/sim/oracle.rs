@@ -269,7 +269,8 @@ impl Oracle {
         }
     }
 
-    /// Invariant 4, as far as processes show it.
+    /// Invariant 4, as far as processes show it. What runs on a node that was lost may have been stopped
+    /// meanwhile, and does not know it yet.
     fn check_quota(&mut self, owner: OwnerId, tenant: &str) {
         let Some(&quota) = self.quotas.get(tenant) else {
             return;
@@ -278,6 +279,7 @@ impl Oracle {
             .running
             .iter()
             .filter(|(id, running)| id.owner == owner && running.tenant == tenant)
+            .filter(|(_, running)| !self.is_excused_since(owner, running.node, running.since))
             .map(|(id, _)| id.instance)
             .filter(|instance| !self.forgotten.contains(instance))
             .collect();
