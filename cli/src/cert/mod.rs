@@ -83,10 +83,13 @@ impl Authority {
             key: directory.join(CA_KEY),
         };
         write_pair(&pair, &certificate.pem(), &key)?;
-        Ok(Self {
+        let new = Self {
             cluster: cluster.to_owned(),
             issuer: Issuer::new(params, key),
-        })
+        };
+        // An empty list, so that daemons can name it from their first start on.
+        new.revoke(directory, &[])?;
+        Ok(new)
     }
 
     /// The authority of `directory`.
