@@ -21,7 +21,7 @@ use crate::cgroup::Group;
 use crate::moment::Moment;
 use crate::supervisor::StopCause;
 use message::{Exit, FORMAT, FromShim, Key, LINE_BYTES, ShimSettings, ToShim};
-use pronto_payloads::instance::Usage;
+use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::stream::Channel;
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -462,6 +462,14 @@ impl Shim {
         }
         let key = spawn.key.clone();
         let directory = spawn.directory.clone();
+        if spawn.fence_at.is_some_and(|at| at <= Moment::now()) {
+            // It lay here, or on its way, until its successor may run.
+            let end = End {
+                cause: EndCause::LeaseExpired,
+                message: "its fence had passed before it could be started".to_owned(),
+            };
+            return self.refuse(key, &directory, end);
+        }
         let group = match self.take_group(&spawn) {
             Ok(group) => group,
             Err(error) => {
@@ -501,12 +509,7 @@ impl Shim {
         }
     }
 
-    fn refuse(
-        &mut self,
-        key: Key,
-        directory: &std::path::Path,
-        end: pronto_payloads::instance::End,
-    ) {
+    fn refuse(&mut self, key: Key, directory: &std::path::Path, end: End) {
         let exit = Exit {
             format: FORMAT,
             key: key.clone(),

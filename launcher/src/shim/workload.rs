@@ -155,7 +155,10 @@ impl Workload {
 
     /// Kills all that is left of it, and looks again soon.
     pub(super) fn kill(&mut self, now: Moment) {
-        signal_group(self.pid, Signal::KILL);
+        // Once its leader is reaped and nobody is left in it, a process group's number may be another's.
+        if self.ended.is_none() || self.group.is_none() {
+            signal_group(self.pid, Signal::KILL);
+        }
         match &mut self.group {
             Some(group) => {
                 // If the group's files fail, the next round tries again.

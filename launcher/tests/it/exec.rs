@@ -368,6 +368,20 @@ async fn an_expired_lease_ends_stop_after_work() {
     node.finish().await;
 }
 
+/// It lay too long on its way: its successor may run by now.
+#[tokio::test]
+async fn what_comes_after_its_fence_is_not_started() {
+    let mut node = Node::new().await;
+    let fenced = StartBody {
+        on_disconnect: OnDisconnect::StopAfter { ms: 100 },
+        ..body(exec("trap '' TERM; sleep 1000"))
+    };
+    let outcome = node.run_until(fenced, Moment::now()).await;
+    assert_eq!(outcome.end.cause, EndCause::LeaseExpired);
+    assert!(!outcome.started);
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn a_flood_is_slowed_capped_and_marked() {
     let mut node = Node::new().await;

@@ -163,20 +163,27 @@ impl Node {
     /// Accepts, prepares and starts; the caller waits for what follows.
     pub(crate) fn launch(&mut self, body: StartBody, demand: Demand) -> Arc<Job> {
         let job = self.job(body, demand);
-        self.launch_job(&job);
+        self.launch_job(&job, None);
         job
     }
 
-    fn launch_job(&mut self, job: &Arc<Job>) {
+    /// The same of work that must have ended by then.
+    pub(crate) async fn run_until(&mut self, body: StartBody, fence_at: Moment) -> Outcome {
+        let job = self.job(body, demand());
+        self.launch_job(&job, Some(fence_at));
+        self.outcome(job.id).await
+    }
+
+    fn launch_job(&mut self, job: &Arc<Job>, fence_at: Option<Moment>) {
         self.store.accept(job).unwrap();
         if self.runtime().prepare(job) == Readiness::Now {
-            self.runtime().start(job, None);
+            self.runtime().start(job, fence_at);
         }
     }
 
     /// Runs a job that the caller made, until nothing is left of it.
     pub(crate) async fn run_job(&mut self, job: &Arc<Job>) -> Outcome {
-        self.launch_job(job);
+        self.launch_job(job, None);
         self.outcome(job.id).await
     }
 
