@@ -34,6 +34,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// From an idle connection to the end of a request's headers: a scraper's interval and more.
 const HEADER_LIMIT: Duration = Duration::from_secs(60);
+/// From the end of a handshake: then a client is judged anew, and one that reads nothing is gone.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 
 /// Headers of a GET are below 1 KiB.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -136,13 +138,14 @@ async fn serve_one(stream: TcpStream, credentials: Arc<Credentials>, handler: Op
         let response = answer(&request, may_read, &handler);
         async move { Ok::<_, Infallible>(response) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
+    let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_LIMIT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+        // Who may read nothing hears so, and gives its place.
+        .keep_alive(may_read)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIMIT, serving).await {
         tracing::debug!(%error, "connection on the ops port failed");
     }
 }

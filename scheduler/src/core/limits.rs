@@ -1,7 +1,8 @@
 //! Bounds of what the core keeps, each with its reason.
 
-/// Live controllers: one a store, and an installation has a handful.
-pub const CONTROLLERS: usize = 64;
+/// Live controllers: one a store, and an installation has a handful. No more than a lease can name, or
+/// the `stop-after` work of the others would end on healthy nodes.
+pub const CONTROLLERS: usize = pronto_payloads::limits::OWNERS;
 /// Owners whose highest epoch is remembered after they have gone. More would be an attack by a
 /// holder of controller certificates; the least recently added is then forgotten.
 pub const REMEMBERED_OWNERS: usize = 1024;
