@@ -239,11 +239,16 @@ fn words(error: &serde_saphyr::Error) -> String {
         _ => {
             let words = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
             let words = words.split(" at line ").next().unwrap_or(&words);
-            words
-                .strip_prefix("error: ")
-                .unwrap_or(words)
-                .trim()
-                .to_owned()
+            match words.strip_prefix("error: ").unwrap_or(words).trim() {
+                "invalid boolean" => "accepted here: true or false".to_owned(),
+                "invalid u16" | "invalid u32" | "invalid u64" => {
+                    "accepted here: a whole number from 0".to_owned()
+                }
+                "invalid i16" | "invalid i32" | "invalid i64" => {
+                    "accepted here: a whole number".to_owned()
+                }
+                other => other.to_owned(),
+            }
         }
     }
 }
@@ -559,6 +564,20 @@ mod tests {
             understood > 100,
             "mutations that break everything test nothing"
         );
+    }
+
+    #[test]
+    fn what_is_no_number_is_told_in_words() {
+        for (line, accepted) in [
+            ("priority: high", "a whole number"),
+            ("reschedule: -1", "a whole number from 0"),
+            ("hard_cpu: 1", "true or false"),
+        ] {
+            let text = format!("runtime: exec\ncommand: [x]\n{line}\n");
+            let said = parse(&text, "job.yaml").unwrap_err().to_string();
+            let words = format!("accepted here: {accepted}");
+            assert!(said.lines().any(|line| line.ends_with(&words)), "{said}");
+        }
     }
 
     /// A kilobyte that means ten billion entries costs a kilobyte's work.
