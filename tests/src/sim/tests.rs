@@ -276,13 +276,13 @@ fn a_black_hole_swallows_no_queue() {
 
 #[test]
 fn a_seed_replays_byte_for_byte() {
-    for seed in [1, 2, 3, 7] {
+    for seed in [1, 3, 4, 7] {
         let config = SimConfig {
             trace_lines: usize::MAX,
             ..SimConfig::new(seed)
         };
         let (first, second) = (run(&config), run(&config));
-        assert!(first.trace.len() > 30_000, "there is something to compare");
+        assert!(first.trace.len() > 100_000, "there is something to compare");
         assert!(first.trace == second.trace, "seed {seed} has two traces");
         assert_eq!(
             (first.digest, first.steps, first.attempts, first.settled_at),
