@@ -2,26 +2,35 @@
 //!
 //! This process starts it, stays beside it and ends with its exit code. Its own standard input is
 //! the command's leash: a pipe of the launcher's that is open as long as somebody wants the command.
-//! It carries pieces, each four bytes of length (little-endian) and so many bytes. The first is what to
-//! run, with the instance's variables, which no command line must show: everybody on the node can read
-//! those. The others are the command's input; an empty one says that it is complete. When the leash is let go, because nobody
-//! listens any more or the launcher has died, the command is killed with its session *before* its
-//! input closes: it never takes a part of its input for the whole.
+//! It carries pieces, each four bytes of length (little-endian) and so many bytes. The first is what
+//! to join, as JSON: the instance's variables may be secrets, and everybody reads command lines. The
+//! others are the command's input; an empty one says that it is complete. When the leash is let go,
+//! because nobody listens any more or the launcher has died, the command is killed with its session
+//! *before* its input closes: it never takes a part of its input for the whole.
+//!
+//! It lives no longer than the instance either. Groups are used again, and process ids too: so it
+//! executes nothing unless the instance's main process, known by its number and the time of its
+//! start, is still there when the groups have been joined. What joined by then ends with the groups.
+//! Where there are none, this process sees the instance's end, and takes along what the command has
+//! started.
 
-use super::spawn;
+use super::message::{FORMAT, LINE_BYTES};
 use super::sys::{self, Child, Nursery, User};
+use super::{orphans, say, spawn};
 use crate::cgroup::{self, Hierarchy};
+use crate::moment::Moment;
 use pronto_payloads::instance::{End, EndCause};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-/// No piece of input is longer.
+/// No piece of input is longer; the first piece is as long as a line of the shim's may be.
 pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 /// The length in front of each.
 const PIECE_HEADER_BYTES: usize = 4;
@@ -30,11 +39,18 @@ const UMASK: u32 = 0o022;
 /// The exit code of what a signal ended, less the signal: the shells' custom.
 const SIGNAL_EXIT: i32 = 128;
 
+/// The unit of times in `/proc`: hundredths of a second on every architecture that we build for.
+const TICK_NS: u64 = 10_000_000;
+
 /// What to join, and what to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
     /// [`super::message::FORMAT`].
     pub format: u32,
+    /// The instance's main process.
+    pub pid: i32,
+    /// When it was seen to run: another that has its number now was started later.
+    pub since: Moment,
     /// The instance's group; absent: it has none.
     pub hierarchy: Option<(Hierarchy, String)>,
     /// The instance's user; absent: this process's own.
@@ -47,44 +63,37 @@ pub struct Join {
     pub command: Vec<String>,
 }
 
-/// The first piece is no longer: a START's body with all of it escaped is not.
-const JOIN_BYTES: usize = 8 << 20;
-
-/// Reads what to run from the leash, byte for byte: what follows is the command's.
-pub(super) fn receive() -> io::Result<Join> {
-    let mut header = [0; PIECE_HEADER_BYTES];
-    read_whole(&mut header)?;
-    let length = usize::try_from(u32::from_le_bytes(header)).unwrap_or(usize::MAX);
-    if length > JOIN_BYTES {
-        return Err(io::Error::other("more than a command and its variables"));
-    }
-    let mut text = vec![0; length];
-    read_whole(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+/// A piece as it goes over the leash.
+pub(crate) fn push_piece(piece: &[u8], bytes: &mut Vec<u8>) {
+    let length = u32::try_from(piece.len()).expect("a piece is shorter than LINE_BYTES");
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(piece);
 }
 
-fn read_whole(mut rest: &mut [u8]) -> io::Result<()> {
-    while !rest.is_empty() {
-        match rustix::io::read(rustix::stdio::stdin(), &mut *rest) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(length) => rest = &mut rest[length..],
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+/// Runs the command that standard input tells of, to its end. Returns the exit code.
+pub(super) fn run() -> i32 {
+    let told = sys::take_stdin().and_then(|leash| {
+        let mut leash = File::from(leash);
+        Ok((first_piece(&mut leash)?, OwnedFd::from(leash)))
+    });
+    let Ok((join, leash)) = told else {
+        say("launcher-shim join is started by the launcher, which tells it the rest");
+        return 64;
+    };
+    match start(&join, leash) {
+        Ok(mut keeper) => {
+            let code = keeper.until_ended().unwrap_or_else(|error| {
+                say(format_args!("launcher-shim: {error}"));
+                keeper.kill();
+                SIGNAL_EXIT + libc::SIGKILL
+            });
+            if join.hierarchy.is_none() {
+                orphans::end_all();
+            }
+            code
         }
-    }
-    Ok(())
-}
-
-/// Runs the command to its end. Returns the exit code.
-pub(super) fn run(join: &Join) -> i32 {
-    match start(join) {
-        Ok(mut keeper) => keeper.until_ended().unwrap_or_else(|error| {
-            eprintln!("launcher-shim: {error}");
-            keeper.kill();
-            SIGNAL_EXIT + libc::SIGKILL
-        }),
         Err(end) => {
-            eprintln!("{}", end.message);
+            say(end.message);
             match end.cause {
                 EndCause::CannotExecute { code } => code,
                 _ => 126,
@@ -93,9 +102,34 @@ pub(super) fn run(join: &Join) -> i32 {
     }
 }
 
+/// The main process of the instance that is joined.
+struct Instance {
+    /// Can be read until the process has been reaped.
+    stat: File,
+    /// Readable when it has ended; absent where the kernel is too old. There the launcher, when it
+    /// hears of the end, lets the leash go.
+    end: Option<OwnedFd>,
+}
+
+impl Instance {
+    /// None: it has ended.
+    fn find(pid: i32, since: Moment) -> Option<Self> {
+        let mut stat = File::open(format!("/proc/{pid}/stat")).ok()?;
+        let end = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok();
+        // Only now: as long as this can be read its number is nobody else's.
+        let mut text = String::new();
+        stat.read_to_string(&mut text).ok()?;
+        // Behind the name, which may hold anything, the first field is the third.
+        let (_, fields) = text.rsplit_once(')')?;
+        let started_ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+        (started_ticks.saturating_mul(TICK_NS) <= since.0).then_some(Self { stat, end })
+    }
+}
+
 /// The command's keeper.
 struct Keeper {
     pid: i32,
+    instance: Instance,
     leash: OwnedFd,
     /// Readable when the command has ended.
     signals: OwnedFd,
@@ -107,9 +141,30 @@ struct Keeper {
     due: usize,
 }
 
-fn start(join: &Join) -> Result<Keeper, End> {
+/// What to join.
+fn first_piece(leash: &mut impl Read) -> io::Result<Join> {
+    let mut header = [0; PIECE_HEADER_BYTES];
+    leash.read_exact(&mut header)?;
+    let length = usize::try_from(u32::from_le_bytes(header)).unwrap_or(usize::MAX);
+    if length > LINE_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut piece = vec![0; length];
+    leash.read_exact(&mut piece)?;
+    let join: Join = serde_json::from_slice(&piece)?;
+    if join.format != FORMAT {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(join)
+}
+
+fn start(join: &Join, leash: OwnedFd) -> Result<Keeper, End> {
     let failed = |error: io::Error| spawn::node_failed(format!("can't start a process: {error}"));
-    let leash = sys::take_stdin().map_err(failed)?;
+    if join.hierarchy.is_none() {
+        // It fails on no kernel that we know.
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    }
+    let instance = Instance::find(join.pid, join.since).ok_or_else(spawn::instance_ended)?;
     let mut nursery = Nursery::new().map_err(failed)?;
     // Blocked, so that a command that reads no more is an error of a write and not our end.
     let signals = sys::signal_file(&[libc::SIGCHLD, libc::SIGPIPE]).map_err(failed)?;
@@ -126,14 +181,17 @@ fn start(join: &Join) -> Result<Keeper, End> {
         environment: &spawn::c_strings(&join.environment)?,
         standard: [read.as_fd(), outputs.stdout.as_fd(), outputs.stderr.as_fd()],
         groups: groups.iter().map(AsFd::as_fd).collect(),
+        groups_of: Some(instance.stat.as_fd()),
+        reaper: false,
         workdir: &spawn::c_path(&join.workdir)?,
         private_tmp: None,
         user: join.user.as_ref(),
         umask: UMASK,
         no_new_privileges: true,
         data_limit_bytes: None,
-        // Not the launcher's own, which its unit may have lowered.
-        oom_score: Some(c"/proc/self/oom_score_adj"),
+        files_limit: None,
+        // We have the launcher's, which is spared.
+        oom_score: Some(spawn::OOM_SCORE),
     };
     let pid = sys::spawn(&child, &mut nursery)
         .map_err(|error| spawn::explain(&join.command, &join.workdir, &error))?;
@@ -141,6 +199,7 @@ fn start(join: &Join) -> Result<Keeper, End> {
     outputs.give_up().map_err(failed)?;
     Ok(Keeper {
         pid,
+        instance,
         leash,
         signals,
         input: Some(input),
@@ -181,7 +240,8 @@ fn input_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Keeper {
-    /// Feeds the command until it has ended, or kills it when the leash is let go.
+    /// Feeds the command until it has ended, or kills it when the leash is let go or the instance
+    /// has ended.
     fn until_ended(&mut self) -> io::Result<i32> {
         loop {
             self.next_piece();
@@ -197,6 +257,9 @@ impl Keeper {
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(&self.leash, wanted),
             ];
+            let instance = self.instance.end.as_ref();
+            files.extend(instance.map(|end| PollFd::new(end, PollFlags::IN)));
+            let input_at = files.len();
             files.extend(input.map(|input| PollFd::new(input, PollFlags::OUT)));
             match poll(&mut files, None) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -208,15 +271,19 @@ impl Keeper {
             {
                 return Ok(code);
             }
-            if happened[1].intersects(PollFlags::HUP | PollFlags::ERR) {
+            let instance_ended = instance.is_some() && !happened[2].is_empty();
+            if instance_ended || happened[1].intersects(PollFlags::HUP | PollFlags::ERR) {
                 self.kill();
-                // Nobody wants its exit code.
+                // Nobody wants its own exit code.
                 return Ok(SIGNAL_EXIT + libc::SIGKILL);
             }
             if happened[1].contains(PollFlags::IN) {
                 self.take()?;
             }
-            if happened.get(2).is_some_and(|input| !input.is_empty()) {
+            if happened
+                .get(input_at)
+                .is_some_and(|input| !input.is_empty())
+            {
                 self.feed(ready)?;
             }
         }
@@ -272,7 +339,8 @@ impl Keeper {
     /// The exit code, once there is one.
     fn ended(&self) -> Option<i32> {
         let _ = sys::pending_signals(self.signals.as_fd());
-        let reaped = sys::reap().filter(|reaped| reaped.pid == self.pid)?;
+        // Others are orphans of the command that were handed to us.
+        let reaped = std::iter::from_fn(sys::reap).find(|reaped| reaped.pid == self.pid)?;
         Some(reaped.status.unwrap_or_else(|signal| SIGNAL_EXIT + signal))
     }
 

@@ -29,7 +29,8 @@ pub type Key = String;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToShim {
-    /// The first line of a connection. Answered by Welcome, Alive for each workload, Listed.
+    /// The first line of a connection. Answered by Welcome, Alive for each workload, Unwritten for
+    /// each that is over without its file, Listed.
     Hello {
         /// [`FORMAT`].
         format: u32,
@@ -132,6 +133,8 @@ pub enum FromShim {
         #[serde(default)]
         group_cpu_us: u64,
     },
+    /// One that is over and of which nothing is left, whose exit file could not be written.
+    Unwritten(Exit),
     /// All that are here have been named.
     Listed,
     /// It runs.

@@ -8,12 +8,15 @@
 //! One thread, one epoll. It allocates little and never runs tokio, so that it stays small.
 //!
 //! Invariants: a workload is in its control group before it executes anything; its exit file is on
-//! disk before anybody is told that it is empty; a connection that breaks changes nothing.
+//! disk before anybody is told that it is empty, or kept and told to each launcher until it is
+//! ([`exits`]); a connection that breaks changes nothing.
 
 pub mod join;
 pub mod message;
 pub mod sys;
 
+mod exits;
+mod orphans;
 mod spawn;
 mod workload;
 
@@ -25,9 +28,11 @@ use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::stream::Channel;
 use rustix::event::epoll;
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 use workload::Workload;
 
@@ -58,26 +63,25 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
     let mut arguments = arguments.into_iter();
     let first = arguments.next().unwrap_or_default();
     if first == "join" {
-        return match join::receive() {
-            Ok(join) => join::run(&join),
-            Err(error) => {
-                let _full = writeln!(io::stderr(), "launcher-shim: {error}");
-                64
-            }
-        };
+        return join::run();
     }
     let settings = serde_json::from_slice::<ShimSettings>(first.as_encoded_bytes()).ok();
     let Some(settings) = settings.filter(|settings| settings.format == FORMAT) else {
-        eprintln!("launcher-shim is started by the launcher, with its settings as one argument");
+        say("launcher-shim is started by the launcher, with its settings as one argument");
         return 64;
     };
     match Shim::new(settings).and_then(|mut shim| shim.run()) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("launcher-shim: {error}");
+            say(format_args!("launcher-shim: {error}"));
             1
         }
     }
+}
+
+/// A line for whoever reads our log: a disk that is full, or a reader that has gone, must not end us.
+fn say(line: impl std::fmt::Display) {
+    let _unread = writeln!(io::stderr(), "{line}");
 }
 
 struct Connection {
@@ -100,6 +104,8 @@ struct Shim {
     by_pid: HashMap<i32, u64>,
     /// Ended, but something of them is left.
     remains: BTreeSet<u64>,
+    orphans: orphans::Orphans,
+    exits: exits::Exits,
     timers: BTreeSet<(Moment, u64)>,
     pool: Vec<Group>,
     next_workload: u64,
@@ -117,6 +123,7 @@ impl Shim {
         let _ = rustix::process::setsid();
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         let protected = std::fs::write("/proc/self/oom_score_adj", "-900").is_ok();
+        let files_limit = sys::raise_files_limit();
         let signals =
             sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
         rustix::io::ioctl_fionbio(&listener, true)?;
@@ -146,12 +153,14 @@ impl Shim {
             by_key: HashMap::new(),
             by_pid: HashMap::new(),
             remains: BTreeSet::new(),
+            orphans: orphans::Orphans::default(),
+            exits: exits::Exits::default(),
             timers: BTreeSet::new(),
             pool: Vec::new(),
             next_workload: 0,
             next_group: 0,
             buffer: vec![0; READ_BYTES],
-            spawner: spawn::Spawner::new(protected)?,
+            spawner: spawn::Spawner::new(protected, files_limit)?,
             idle_since: now,
             shutting_down: false,
         })
@@ -201,7 +210,9 @@ impl Shim {
         }
         let idle = Moment::now().since(self.idle_since);
         let long = idle >= Duration::from_millis(self.settings.idle_exit_ms);
-        self.shutting_down || (self.connection.is_none() && long)
+        // Exits that are nowhere else are not left behind.
+        let idle = self.connection.is_none() && long && self.exits.due().is_none();
+        self.shutting_down || idle
     }
 
     fn leave(&mut self) {
@@ -225,6 +236,9 @@ impl Shim {
     fn timeout(&self) -> rustix::time::Timespec {
         let now = Moment::now();
         let mut wait = Duration::from_millis(self.settings.idle_exit_ms.max(10));
+        if let Some(at) = self.exits.due() {
+            wait = wait.min(at.since(now));
+        }
         if let Some((at, _)) = self.timers.first() {
             // A millisecond up: the kernel rounds timeouts, and a timer must not spin.
             wait = wait
@@ -401,6 +415,11 @@ impl Shim {
                 self.tell(&ended);
             }
         }
+        self.exits.retry();
+        let unwritten: Vec<Exit> = self.exits.unwritten().cloned().collect();
+        for exit in unwritten {
+            self.tell(&FromShim::Unwritten(exit));
+        }
         self.tell(&FromShim::Listed);
     }
 
@@ -468,13 +487,13 @@ impl Shim {
                 cause: EndCause::LeaseExpired,
                 message: "its fence had passed before it could be started".to_owned(),
             };
-            return self.refuse(key, &directory, end);
+            return self.refuse(key, directory, end);
         }
         let group = match self.take_group(&spawn) {
             Ok(group) => group,
             Err(error) => {
                 let text = format!("no control group could be made: {error}");
-                return self.refuse(key, &directory, spawn::node_failed(text));
+                return self.refuse(key, directory, spawn::node_failed(text));
             }
         };
         let id = self.next_workload;
@@ -504,12 +523,12 @@ impl Shim {
                 if let Some(group) = group {
                     self.put_group(group);
                 }
-                self.refuse(key, &directory, end);
+                self.refuse(key, directory, end);
             }
         }
     }
 
-    fn refuse(&mut self, key: Key, directory: &std::path::Path, end: End) {
+    fn refuse(&mut self, key: Key, directory: PathBuf, end: End) {
         let exit = Exit {
             format: FORMAT,
             key: key.clone(),
@@ -518,7 +537,7 @@ impl Shim {
             end: end.clone(),
             usage: Usage::default(),
         };
-        let _ = workload::write_exit(directory, &exit);
+        self.exits.write(directory, exit);
         self.tell(&FromShim::Failed { key, end });
     }
 
@@ -601,9 +620,19 @@ impl Shim {
                 self.shut_down(2000);
             }
         }
+        self.settle();
+    }
+
+    /// Looks at all children that have ended; says whether there were any.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
         while let Some(reaped) = sys::reap() {
-            // Others are orphans of a workload that were handed to us.
+            any = true;
             let Some(id) = self.by_pid.remove(&reaped.pid) else {
+                // An orphan of a workload that was handed to us.
+                if let Some(pid) = Pid::from_raw(reaped.pid) {
+                    self.orphans.reaped(pid);
+                }
                 continue;
             };
             if let Some(workload) = self.workloads.get_mut(&id) {
@@ -611,17 +640,41 @@ impl Shim {
                 self.remains.insert(id);
             }
         }
-        self.settle();
+        any
+    }
+
+    /// Finds out who has ended, and what is left of them.
+    fn survey(&mut self) {
+        if self.settings.hierarchy.is_some() {
+            self.reap();
+            return;
+        }
+        // Nobody must end between the list and the look at who has ended: each orphan in the list is
+        // then of a workload that is known to be over, and each of such a workload is in the list.
+        let children = loop {
+            let children = orphans::children();
+            if !self.reap() {
+                break children;
+            }
+        };
+        let is_main = |pid: Pid| self.by_pid.contains_key(&pid.as_raw_nonzero().get());
+        self.orphans.survey(children, is_main, &self.remains);
     }
 
     /// Finishes those that are empty by now, and kills what is left of the others.
     fn settle(&mut self) {
+        self.survey();
+        self.orphans.kill();
         let now = Moment::now();
         for id in self.remains.clone() {
             let Some(workload) = self.workloads.get_mut(&id) else {
                 continue;
             };
-            if workload.is_empty() {
+            let is_empty = match &workload.group {
+                Some(group) => group.is_empty(),
+                None => self.orphans.has_none_of(id),
+            };
+            if is_empty {
                 self.finish(id);
             } else {
                 workload.kill(now);
@@ -641,7 +694,9 @@ impl Shim {
         if let Some(at) = workload.alarm {
             self.timers.remove(&(at, id));
         }
-        workload.write_exit();
+        if let Some(exit) = workload.exit() {
+            self.exits.write(workload.spawn.directory.clone(), exit);
+        }
         if let Some(ended) = ended(&workload) {
             self.tell(&ended);
         }
@@ -674,6 +729,9 @@ impl Shim {
 
     fn wake(&mut self) {
         let now = Moment::now();
+        if self.exits.due().is_some_and(|at| at <= now) {
+            self.exits.retry();
+        }
         while let Some(&(at, id)) = self.timers.first() {
             if at > now {
                 return;

@@ -2,14 +2,14 @@
 //! the last steps means to its user.
 
 use super::message::{STDIN_PIPE, Spawn};
-use super::sys::{self, Child, Nursery, SpawnError, Stage};
+use super::sys::{self, Child, FilesLimit, Nursery, SpawnError, Stage};
 use super::workload::Workload;
 use crate::cgroup::Group;
 use crate::moment::Moment;
 use pronto_payloads::instance::{End, EndCause};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,9 @@ use std::path::Path;
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
+/// Where a process says how readily the kernel may end it for lack of memory.
+pub(super) const OOM_SCORE: &CStr = c"/proc/self/oom_score_adj";
+
 /// Starts children; holds what all of them share.
 #[derive(Debug)]
 pub(super) struct Spawner {
@@ -25,6 +28,8 @@ pub(super) struct Spawner {
     nursery: Nursery,
     /// We are spared by the kernel's out-of-memory killer; our children must not be.
     protected: bool,
+    /// Of descriptors, as we were given it: programs that use `select` can't do with our own.
+    files_limit: Option<FilesLimit>,
 }
 
 /// Why nothing runs, and the group that is free again.
@@ -41,11 +46,12 @@ struct Stdin {
 }
 
 impl Spawner {
-    pub(super) fn new(protected: bool) -> io::Result<Self> {
+    pub(super) fn new(protected: bool, files_limit: Option<FilesLimit>) -> io::Result<Self> {
         Ok(Self {
             nursery: Nursery::new()?,
             null: sys::null()?,
             protected,
+            files_limit,
         })
     }
 
@@ -95,6 +101,8 @@ impl Spawner {
                 err_write.as_fd(),
             ],
             groups: group.iter().flat_map(|group| group.join_fds()).collect(),
+            groups_of: None,
+            reaper: group.is_none(),
             workdir: &workdir,
             private_tmp: tmp.as_deref(),
             user: spawn.user.as_ref(),
@@ -106,7 +114,8 @@ impl Spawner {
                     .memory_bytes
                     .max(crate::cgroup::MEMORY_MIN_BYTES),
             ),
-            oom_score: self.protected.then_some(c"/proc/self/oom_score_adj"),
+            files_limit: self.files_limit,
+            oom_score: self.protected.then_some(OOM_SCORE),
         };
         match sys::spawn(&child, &mut self.nursery) {
             Ok(pid) => {
@@ -124,6 +133,11 @@ pub(super) fn node_failed(message: String) -> End {
         cause: EndCause::Rejected,
         message,
     }
+}
+
+/// Of a command that was to join one.
+pub(super) fn instance_ended() -> End {
+    node_failed("the instance has ended".into())
 }
 
 fn cannot_execute(code: i32, message: String) -> End {
@@ -154,6 +168,7 @@ pub(super) fn explain(command: &[String], workdir: &Path, failed: &SpawnError) -
             126,
             format!("can't become the user of the workload: {error}"),
         ),
+        Stage::Instance => instance_ended(),
         Stage::PrivateTmp => node_failed(format!("can't give it a /tmp of its own: {error}")),
         Stage::Fork | Stage::Group | Stage::Session | Stage::Descriptors | Stage::Limits => {
             node_failed(format!(

@@ -39,6 +39,10 @@ pub(crate) struct Child<'a> {
     pub(crate) standard: [BorrowedFd<'a>; 3],
     /// Control groups to join.
     pub(crate) groups: Vec<BorrowedFd<'a>>,
+    /// The `stat` of a process whose groups these are: they may be somebody else's once it is reaped.
+    pub(crate) groups_of: Option<BorrowedFd<'a>>,
+    /// Its descendants are handed to itself, not to us, as long as it lives.
+    pub(crate) reaper: bool,
     pub(crate) workdir: &'a CStr,
     /// Mounted over `/tmp` in a mount namespace of its own.
     pub(crate) private_tmp: Option<&'a CStr>,
@@ -47,6 +51,8 @@ pub(crate) struct Child<'a> {
     pub(crate) no_new_privileges: bool,
     /// `RLIMIT_DATA`, where no control group limits memory.
     pub(crate) data_limit_bytes: Option<u64>,
+    /// Absent: it keeps ours.
+    pub(crate) files_limit: Option<FilesLimit>,
     /// A file to which `0` is written so that the workload is not spared as we are.
     pub(crate) oom_score: Option<&'a CStr>,
 }
@@ -64,6 +70,7 @@ pub(crate) enum Stage {
     Limits = 7,
     User = 8,
     Execute = 9,
+    Instance = 10,
 }
 
 /// Why nothing runs.
@@ -198,8 +205,17 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
                 return;
             }
         }
+        if let Some(stat) = child.groups_of {
+            shared.stage = Stage::Instance;
+            let mut byte = 0_u8;
+            if libc::pread(stat.as_raw_fd(), (&raw mut byte).cast(), 1, 0) < 0 {
+                return;
+            }
+        }
         shared.stage = Stage::Session;
-        if libc::setsid() < 0 {
+        if libc::setsid() < 0
+            || child.reaper && libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0
+        {
             return;
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -260,6 +276,12 @@ unsafe fn prepare_and_execute(shared: &mut Shared<'_>) {
                 rlim_max: bytes,
             };
             if libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) < 0 {
+                return;
+            }
+        }
+        if let Some(FilesLimit(limit)) = &child.files_limit {
+            shared.stage = Stage::Limits;
+            if libc::setrlimit(libc::RLIMIT_NOFILE, limit) < 0 {
                 return;
             }
         }
@@ -360,6 +382,38 @@ pub(crate) fn reap() -> Option<Reaped> {
         written_bytes: scaled(usage.ru_oublock, 512),
         at: Moment::now(),
     })
+}
+
+/// `RLIMIT_NOFILE`, how many descriptors may be open.
+#[derive(Clone, Copy)]
+pub(crate) struct FilesLimit(libc::rlimit);
+
+impl std::fmt::Debug for FilesLimit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(limit) = self;
+        write!(
+            formatter,
+            "FilesLimit({}/{})",
+            limit.rlim_cur, limit.rlim_max
+        )
+    }
+}
+
+/// Allows this process as many descriptors as it may allow itself: a workload takes a dozen, and the
+/// usual thousand is for programs that use `select`. Gives what it was before.
+pub(crate) fn raise_files_limit() -> Option<FilesLimit> {
+    // SAFETY: an all-zero `rlimit` is a valid one, and the pointers are to our own memory.
+    unsafe {
+        let mut before: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut before) < 0 {
+            return None;
+        }
+        let raised = libc::rlimit {
+            rlim_cur: before.rlim_max,
+            ..before
+        };
+        (libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0).then_some(FilesLimit(before))
+    }
 }
 
 /// Gives every signal its default action, so that no workload inherits what we, or whoever started

@@ -1,6 +1,6 @@
 //! One workload of the shim: its process, its pipes, its log, and what is due when.
 
-use super::message::{EXIT_FILE, Exit, FORMAT, Spawn};
+use super::message::{Exit, FORMAT, Spawn};
 use super::sys::Reaped;
 use crate::cgroup::Group;
 use crate::logs::{self, LogWriter};
@@ -9,10 +9,7 @@ use crate::supervisor::StopCause;
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::stream::Channel;
 use rustix::process::{Pid, Signal};
-use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Duration;
 
 /// Output that one workload may write a second, after a burst: a flood is slowed to this, and the
@@ -153,18 +150,16 @@ impl Workload {
         }
     }
 
-    /// Kills all that is left of it, and looks again soon.
+    /// Kills all that is left of it, and looks again soon. Without a control group the orphans of an
+    /// ended one are the shim's to kill.
     pub(super) fn kill(&mut self, now: Moment) {
-        // Once its leader is reaped and nobody is left in it, a process group's number may be another's.
-        if self.ended.is_none() || self.group.is_none() {
+        // Its number, which is that of its process group, is another's once it has been reaped.
+        if self.ended.is_none() {
             signal_group(self.pid, Signal::KILL);
         }
-        match &mut self.group {
-            Some(group) => {
-                // If the group's files fail, the next round tries again.
-                let _ = group.kill();
-            }
-            None => kill_session(self.pid),
+        if let Some(group) = &mut self.group {
+            // If the group's files fail, the next round tries again.
+            let _ = group.kill();
         }
         self.rekill_at = Some(now.after(REKILL_INTERVAL));
         if let Some(stopping) = &mut self.stopping {
@@ -251,34 +246,24 @@ impl Workload {
         });
     }
 
-    /// Whether nothing of it is left.
-    pub(super) fn is_empty(&self) -> bool {
-        match &self.group {
-            Some(group) => group.is_empty(),
-            None => !group_exists(self.pid),
-        }
-    }
-
-    /// Writes the exit file; the last thing before it is forgotten.
-    pub(super) fn write_exit(&mut self) {
+    /// What its exit file is to say, once nothing of it is left.
+    pub(super) fn exit(&mut self) -> Option<Exit> {
         let log_error = self.log_error.take();
-        let Some(ended) = &mut self.ended else { return };
+        let ended = self.ended.as_mut()?;
         if let Some(error) = log_error {
             if !ended.end.message.is_empty() {
                 ended.end.message.push_str("; ");
             }
             ended.end.message.push_str(&error);
         }
-        let exit = Exit {
+        Some(Exit {
             format: FORMAT,
             key: self.spawn.key.clone(),
             started_at: Some(self.started_at),
             ended_at: ended.at,
             end: ended.end.clone(),
             usage: ended.usage,
-        };
-        // On a full disk the launcher, if it lives, still hears of the end over the socket.
-        let _ = write_exit(&self.spawn.directory, &exit);
+        })
     }
 
     fn limit_bytes(&self) -> u64 {
@@ -298,12 +283,6 @@ impl Workload {
             message: format!("out of memory: limit {limit_mib} MiB, peak {peak_mib} MiB"),
         }
     }
-}
-
-/// Writes an exit file, over what an earlier attempt may have left in a directory that is reused.
-pub(super) fn write_exit(directory: &Path, exit: &Exit) -> io::Result<()> {
-    let bytes = serde_json::to_vec(exit)?;
-    crate::data_dir::overwrite(&directory.join(EXIT_FILE), &bytes)
 }
 
 fn stopped(cause: StopCause, answer: &EndCause) -> End {
@@ -326,35 +305,5 @@ fn signal_group(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         // A group that has ended needs no signal.
         let _ = rustix::process::kill_process_group(pid, signal);
-    }
-}
-
-fn group_exists(pid: i32) -> bool {
-    Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process_group(pid).is_ok())
-}
-
-/// Without a control group: kills whatever is still in the session.
-fn kill_session(session: i32) {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // Behind the name, which may hold anything: state, parent, group, session.
-        let field = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(3));
-        if field.and_then(|field| field.parse::<i32>().ok()) == Some(session)
-            && let Some(pid) = Pid::from_raw(pid)
-        {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
     }
 }

@@ -2,14 +2,18 @@
 
 use super::channel::{Inbound, Reader, Upward};
 use super::{Context, Known};
-use crate::runtime::{Refused, Runtime};
+use crate::runtime::{ExecSession, Refused, Runtime};
 use pronto_payloads::stream::{Channel, StreamEnd, StreamFailure};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// One read of a pipe.
 const READ_BYTES: usize = 32 * 1024;
+/// After an instance's end, what its commands wrote last and how they ended may still be under way
+/// for so long.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The runtime of an attempt that runs; waits for its start if that is still to come.
 async fn running<'a>(context: &'a Context, known: &Known) -> Result<&'a Arc<dyn Runtime>, Refused> {
@@ -38,6 +42,27 @@ pub(super) async fn exec(
         .await?
         .exec(known.job.id, command)
         .await?;
+    tokio::select! {
+        end = to_its_end(session, upward, reader) => end,
+        // Dropping its session ends it, wherever it runs.
+        () = outlived(known) => {
+            let text = "the instance has ended, and the command with it";
+            Err(Refused::new(StreamFailure::NotFound, text))
+        }
+    }
+}
+
+/// Until a command has no business here any more.
+async fn outlived(known: &Known) {
+    known.ended.cancelled().await;
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
+async fn to_its_end(
+    session: ExecSession,
+    upward: &Upward,
+    reader: Reader,
+) -> Result<StreamEnd, Refused> {
     let output = async {
         tokio::join!(
             pump(session.stdout, Channel::Stdout, upward),
@@ -74,11 +99,6 @@ pub(super) async fn exec(
             refused = &mut input => return Err(refused),
         },
         refused = &mut input => return Err(refused),
-        // Dropping its session ends it, where no control group did.
-        () = known.ended.cancelled() => {
-            let text = "the instance has ended, and the command with it";
-            return Err(Refused::new(StreamFailure::NotFound, text));
-        }
     };
     Ok(StreamEnd::Complete {
         code: Some(code),

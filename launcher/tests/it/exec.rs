@@ -198,7 +198,38 @@ async fn remains_are_killed_when_the_main_process_ends() {
 }
 
 #[tokio::test]
-async fn without_control_groups_the_session_is_the_bound() {
+async fn without_control_groups_nothing_gets_away() {
+    let mut node = Node::without_groups().await;
+    let data = node.settings.data_dir.clone();
+    // One that becomes an orphan while its workload lives stays with it when others end.
+    let daemon = "(setsid sleep 1000 & echo $! > child); while :; do sleep 1; done";
+    let lives = node.start(body(exec(daemon)), demand()).await;
+    let orphan = number_in(&data.work(&lives.id).join("child")).await;
+    for script in [
+        "sleep 1000 & echo $! > child",
+        "bash -c 'set -m; sleep 1000 & echo $! > child'",
+        "setsid sleep 1000 & echo $! > child",
+        "setsid sh -c '(trap \"\" TERM; (setsid sleep 1000 & echo $! > child); sleep 1000) &'",
+    ] {
+        let job = node.launch(
+            body(exec(&format!("{script}; while [ ! -s child ]; do :; done"))),
+            demand(),
+        );
+        let outcome = node.outcome(job.id).await;
+        assert_eq!(outcome.end.cause, exited(0));
+        let child = number_in(&data.work(&job.id).join("child")).await;
+        assert!(!is_alive(child), "{script}");
+    }
+    assert!(is_alive(orphan));
+    node.runtime().stop(lives.id, StopCause::Asked, 5000);
+    let outcome = node.outcome(lives.id).await;
+    assert_eq!(outcome.end.cause, EndCause::Stopped);
+    assert!(!is_alive(orphan));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn without_control_groups_limits_are_soft() {
     let mut node = Node::without_groups().await;
     let (job, outcome) = node.sh("sleep 1000 & echo $! > child; echo done").await;
     assert_eq!(outcome.end.cause, exited(0));
@@ -374,11 +405,21 @@ async fn what_comes_after_its_fence_is_not_started() {
     let mut node = Node::new().await;
     let fenced = StartBody {
         on_disconnect: OnDisconnect::StopAfter { ms: 100 },
-        ..body(exec("trap '' TERM; sleep 1000"))
+        ..body(exec("touch ran"))
     };
-    let outcome = node.run_until(fenced, Moment::now()).await;
-    assert_eq!(outcome.end.cause, EndCause::LeaseExpired);
+    let job = node.job(fenced, demand());
+    node.launch_job(&job, Some(Moment::now()));
+    let outcome = node.outcome(job.id).await;
     assert!(!outcome.started);
+    assert_eq!(outcome.end.cause, EndCause::LeaseExpired);
+    assert!(!node.settings.data_dir.work(&job.id).join("ran").exists());
+    // Nor does the next launcher take it for one that waits.
+    node.restart().await;
+    let found = node.adopt(&[job]).await;
+    assert!(
+        matches!(&found[0], Found::Ended { started_at: None, end, .. } if end.cause == EndCause::LeaseExpired),
+        "{found:?}"
+    );
     node.finish().await;
 }
 
@@ -426,6 +467,53 @@ async fn a_restarted_launcher_adopts_with_exit_codes_and_logs_whole() {
     assert_eq!(outcome.end.cause, exited(5));
     assert_eq!(node.log(&jobs[0].id).out(), "late\n");
     assert_eq!(node.log(&jobs[1].id).out(), "early\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_exit_that_can_not_be_written_is_told_to_the_next_launcher() {
+    let mut node = Node::new().await;
+    let script = "while [ ! -e go ]; do sleep 0.02; done; exit 6";
+    let job = node.start(body(exec(script)), demand()).await;
+    let attempt = node.settings.data_dir.attempt(&job.id);
+    let (exit, nowhere) = (attempt.join("exit.json"), attempt.join("nowhere"));
+    // It can be written as soon as the directory is there, and looks as if it had never been.
+    std::os::unix::fs::symlink(nowhere.join("exit.json"), &exit).unwrap();
+    std::fs::write(node.settings.data_dir.work(&job.id).join("go"), "").unwrap();
+    node.outcome(job.id).await;
+    node.restart().await;
+    let found = node.adopt(std::slice::from_ref(&job)).await;
+    assert!(
+        matches!(&found[0], Found::Ended { started_at: Some(_), end, .. } if end.cause == exited(6)),
+        "{found:?}"
+    );
+    std::fs::create_dir(nowhere).unwrap();
+    while !exit.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_workload_may_open_as_many_files_as_its_launcher_was_told() {
+    let mut node = Node::new().await;
+    let (job, outcome) = node.sh("ulimit -Sn; ulimit -Hn").await;
+    assert_eq!(outcome.end.cause, exited(0));
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let words = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
+    let expected = format!("{}\n{}\n", words(limit.current), words(limit.maximum));
+    assert_eq!(node.log(&job.id).out(), expected);
+    let shim = number_in(&node.directory.path().join("shim.pid")).await;
+    let own = rustix::process::prlimit(
+        Pid::from_raw(shim),
+        rustix::process::Resource::Nofile,
+        limit,
+    );
+    assert_eq!(
+        own.unwrap().current,
+        limit.maximum,
+        "the shim's own is raised"
+    );
     node.finish().await;
 }
 
@@ -490,6 +578,103 @@ async fn a_command_joins_a_running_instance() {
     let stranger = node.job(body(exec("")), demand()).id;
     let refused = node.runtime().exec(stranger, vec!["sh".into()]).await;
     assert_eq!(refused.unwrap_err().text, "the instance does not run");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_gets_the_variables_where_nobody_else_reads_them() {
+    let mut node = Node::new().await;
+    // Together they are longer than one argument of a program may be.
+    let env = (0..5).map(|n| EnvVar {
+        name: format!("SECRET{n}"),
+        value: format!("secret-{}", "x".repeat(40_000)),
+    });
+    let job = StartBody {
+        env: env.collect(),
+        ..body(exec("sleep 1000"))
+    };
+    let job = node.start(job, demand()).await;
+    // Its parent is its keeper.
+    let script = "echo ${#SECRET4}; tr '\\0' ' ' < /proc/$PPID/cmdline";
+    let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let mut session = node.runtime().exec(job.id, command).await.unwrap();
+    let mut out = String::new();
+    session.stdout.read_to_string(&mut out).await.unwrap();
+    assert_eq!(session.exit.await, Ok(0));
+    let (length, keeper) = out.split_once('\n').unwrap();
+    assert_eq!(length, "40007");
+    assert!(keeper.ends_with(" join "), "{keeper}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_lives_no_longer_than_its_instance() {
+    for mut node in [Node::new().await, Node::without_groups().await] {
+        let job = node.start(body(exec("sleep 1000")), demand()).await;
+        let work = node.settings.data_dir.work(&job.id);
+        let script = "setsid sleep 1000 & echo $! > child; echo $$ > command; wait";
+        let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let session = node.runtime().exec(job.id, command.clone()).await.unwrap();
+        let command_pid = number_in(&work.join("command")).await;
+        let child = number_in(&work.join("child")).await;
+        node.runtime().stop(job.id, StopCause::Asked, 5000);
+        let outcome = node.outcome(job.id).await;
+        assert_eq!(outcome.end.cause, EndCause::Stopped);
+        // Its session is held all the while.
+        assert_eq!(session.exit.await, Ok(137));
+        while is_alive(command_pid) || is_alive(child) {
+            tokio::task::yield_now().await;
+        }
+        node.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_never_joins_who_has_the_groups_of_its_instance_now() {
+    let mut node = Node::new().await;
+    let shim = node.settings.shim_command[0].clone();
+    let go = node.directory.path().join("go");
+    // Its keeper comes to run only when the instance has ended and another has its groups.
+    let late = format!(
+        "while [ ! -e {} ]; do sleep 0.01; done; exec \"$0\" \"$@\"",
+        go.display()
+    );
+    node.settings.shim_command = vec!["sh".into(), "-c".into(), late, shim];
+    node.restart().await;
+    node.adopt(&[]).await;
+    let first = node.start(body(exec("sleep 1000")), demand()).await;
+    let command = ["touch", "ran"].map(str::to_owned).to_vec();
+    let mut session = node.runtime().exec(first.id, command).await.unwrap();
+    node.runtime().stop(first.id, StopCause::Asked, 0);
+    node.outcome(first.id).await;
+    let second = node.start(body(exec("sleep 1000")), demand()).await;
+    std::fs::write(go, "").unwrap();
+    let mut said = String::new();
+    session.stderr.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "the instance has ended\n");
+    assert_ne!(session.exit.await, Ok(0));
+    assert!(!node.settings.data_dir.work(&first.id).join("ran").exists());
+    node.runtime().stop(second.id, StopCause::Asked, 0);
+    node.outcome(second.id).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_is_not_spared_when_memory_runs_out() {
+    let mut node = Node::new().await;
+    let shim = node.settings.shim_command[0].clone();
+    // As the packaged unit has it. Only root may, and nobody else has that unit.
+    let spared = "echo -900 > /proc/self/oom_score_adj; exec \"$0\" \"$@\"";
+    node.settings.shim_command = vec!["sh".into(), "-c".into(), spared.into(), shim];
+    node.restart().await;
+    node.adopt(&[]).await;
+    let job = node.start(body(exec("sleep 1000")), demand()).await;
+    let command = ["cat", "/proc/self/oom_score_adj"].map(str::to_owned);
+    let mut session = node.runtime().exec(job.id, command.into()).await.unwrap();
+    let mut score = String::new();
+    session.stdout.read_to_string(&mut score).await.unwrap();
+    assert_eq!(session.exit.await, Ok(0));
+    assert_eq!(score, "0\n");
     node.finish().await;
 }
 

@@ -167,14 +167,8 @@ impl Node {
         job
     }
 
-    /// The same of work that must have ended by then.
-    pub(crate) async fn run_until(&mut self, body: StartBody, fence_at: Moment) -> Outcome {
-        let job = self.job(body, demand());
-        self.launch_job(&job, Some(fence_at));
-        self.outcome(job.id).await
-    }
-
-    fn launch_job(&mut self, job: &Arc<Job>, fence_at: Option<Moment>) {
+    /// The same of a job that the caller made, and that must have ended by then.
+    pub(crate) fn launch_job(&mut self, job: &Arc<Job>, fence_at: Option<Moment>) {
         self.store.accept(job).unwrap();
         if self.runtime().prepare(job) == Readiness::Now {
             self.runtime().start(job, fence_at);

@@ -215,15 +215,20 @@ impl Attempts {
                     self.events.tell(Event::Emptied(attempt.job.id));
                 }
             }
-            FromShim::Welcome { .. } | FromShim::Alive { .. } | FromShim::Listed => {}
+            FromShim::Welcome { .. }
+            | FromShim::Alive { .. }
+            | FromShim::Unwritten(_)
+            | FromShim::Listed => {}
         }
     }
 
-    /// What became of a job, as the shim's list and the exit file tell.
+    /// What became of a job, as the shim's list and the exit file tell; the shim itself where it could
+    /// not write one.
     pub(super) fn find(
         &self,
         job: &Arc<Job>,
         alive: &HashMap<Key, FromShim>,
+        unwritten: Option<Exit>,
         shim_since: Moment,
     ) -> Found {
         let key = key(&job.id);
@@ -257,7 +262,8 @@ impl Attempts {
                 fence_at: *fence_at,
             };
         }
-        match read_exit(&self.settings.data_dir.attempt(&job.id), &key) {
+        let written = || read_exit(&self.settings.data_dir.attempt(&job.id), &key);
+        match unwritten.map_or_else(written, |exit| Ok(Some(exit))) {
             Ok(Some(exit)) => Found::Ended {
                 started_at: exit.started_at,
                 ended_at: exit.ended_at,

@@ -246,16 +246,21 @@ impl Runtime for ExecRuntime {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(mut greeted) = greeted else { return };
-        let mut alive = HashMap::new();
+        let (mut alive, mut unwritten) = (HashMap::new(), HashMap::new());
         greeted.said.retain(|message| match message {
             FromShim::Alive { key, .. } => {
                 alive.insert(key.clone(), message.clone());
                 false
             }
+            FromShim::Unwritten(exit) => {
+                unwritten.insert(exit.key.clone(), exit.clone());
+                false
+            }
             _ => true,
         });
         for job in &jobs {
-            let found = self.attempts.find(job, &alive, greeted.started_at);
+            let told = unwritten.remove(&key(&job.id));
+            let found = self.attempts.find(job, &alive, told, greeted.started_at);
             alive.remove(&key(&job.id));
             self.attempts
                 .events
@@ -296,6 +301,8 @@ impl Runtime for ExecRuntime {
             let settings = &self.attempts.settings;
             let join = Join {
                 format: FORMAT,
+                pid: running.pid,
+                since: running.since,
                 hierarchy: settings.hierarchy.clone().zip(running.group),
                 user: attempt.user,
                 environment: variables(&attempt.job, &settings.node, &attempt.workdir),

@@ -1,7 +1,8 @@
 //! A command inside a running attempt, behind a process that keeps it: [`crate::shim::join`].
 
 use crate::runtime::{ExecSession, Refused};
-use crate::shim::join::{Join, PIECE_BYTES};
+use crate::shim::join::{Join, PIECE_BYTES, push_piece};
+use crate::shim::message::LINE_BYTES;
 use anyhow::Context as _;
 use pronto_payloads::stream::StreamFailure;
 use std::io;
@@ -18,6 +19,8 @@ pub(super) async fn join(shim_command: &[String], join: &Join) -> anyhow::Result
     let [program, arguments @ ..] = shim_command else {
         anyhow::bail!("shim_command is empty")
     };
+    let what = serde_json::to_vec(join)?;
+    anyhow::ensure!(what.len() <= LINE_BYTES, "the command is too long");
     let mut child = Command::new(program)
         .args(arguments)
         .arg("join")
@@ -34,17 +37,13 @@ pub(super) async fn join(shim_command: &[String], join: &Join) -> anyhow::Result
     let leash = stdin.into_owned_fd()?;
     // Also after the input is complete, somebody holds it as long as the exit code is wanted.
     let held = leash.try_clone()?;
-    let mut leash = pipe::Sender::from_owned_fd(leash)?;
-    let text = serde_json::to_vec(join)?;
-    leash
-        .write_all(&u32::try_from(text.len())?.to_le_bytes())
-        .await?;
-    leash.write_all(&text).await?;
-    let input = Input {
-        leash,
+    let mut input = Input {
+        leash: pipe::Sender::from_owned_fd(leash)?,
         waiting: Vec::new(),
         complete: false,
     };
+    push_piece(&what, &mut input.waiting);
+    input.flush().await.context("can't tell a process")?;
     let exit = async move {
         let status = child
             .wait()
@@ -73,12 +72,6 @@ struct Input {
 }
 
 impl Input {
-    fn wait_for(&mut self, piece: &[u8]) {
-        let length = u32::try_from(piece.len()).unwrap_or(0);
-        self.waiting.extend_from_slice(&length.to_le_bytes());
-        self.waiting.extend_from_slice(piece);
-    }
-
     fn poll_waiting(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.waiting.is_empty() {
             let leash = Pin::new(&mut self.leash);
@@ -98,7 +91,7 @@ impl AsyncWrite for Input {
         ready!(self.poll_waiting(context))?;
         let length = bytes.len().min(PIECE_BYTES);
         if length > 0 {
-            self.wait_for(&bytes[..length]);
+            push_piece(&bytes[..length], &mut self.waiting);
         }
         // The rest goes before the next piece, or with a flush.
         match self.poll_waiting(context) {
@@ -113,7 +106,7 @@ impl AsyncWrite for Input {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.complete, true) {
-            self.wait_for(&[]);
+            push_piece(&[], &mut self.waiting);
         }
         self.poll_waiting(context)
     }
