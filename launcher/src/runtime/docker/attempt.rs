@@ -47,6 +47,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 const ENGINE_PATIENCE: Duration = Duration::from_secs(30);
 /// After its container's end, output is normally complete at once.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries to kill a container.
+const REKILL_INTERVAL: Duration = Duration::from_secs(1);
 /// Between looks at a container whose removal is under way.
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Written before the first request to start.
@@ -64,7 +66,6 @@ pub(super) enum Order {
 struct Stopping {
     cause: StopCause,
     kill_at: Instant,
-    killed: bool,
 }
 
 pub(super) struct Attempt {
@@ -341,7 +342,7 @@ impl Attempt {
         let mut stopping: Option<Stopping> = None;
         let mut orders_open = true;
         let state = loop {
-            let kill_at = stopping.filter(|one| !one.killed).map(|one| one.kill_at);
+            let kill_at = stopping.map(|one| one.kill_at);
             tokio::select! {
                 state = &mut end => break state,
                 order = self.orders.recv(), if orders_open => match order {
@@ -349,7 +350,7 @@ impl Attempt {
                         let now = Instant::now();
                         let kill_at = now + Duration::from_millis(grace_ms);
                         let first = stopping.is_none();
-                        let one = stopping.get_or_insert(Stopping { cause, kill_at, killed: false });
+                        let one = stopping.get_or_insert(Stopping { cause, kill_at });
                         one.kill_at = one.kill_at.min(kill_at);
                         if first && one.kill_at > now {
                             let signal = self.stop_signal().await;
@@ -360,10 +361,11 @@ impl Attempt {
                     None => orders_open = false,
                 },
                 () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
-                    if let Some(one) = &mut stopping {
-                        one.killed = true;
-                    }
                     self.signal("SIGKILL").await;
+                    // The engine may have refused it, or be away just now.
+                    if let Some(one) = &mut stopping {
+                        one.kill_at = Instant::now() + REKILL_INTERVAL;
+                    }
                 }
             }
         };
