@@ -18,7 +18,7 @@
 //! from the scheduler; `reports` takes what nodes say; `stops` ends things; `nodes` keeps the node
 //! table and losses, `drains` maintenance; `reconcile` finds out where attempts are after a break,
 //! `returns` takes back what was given up too early, `rollback` what a restored store does not know;
-//! `requests` answers users; `views` shows things to them.
+//! `requests` answers users, `ended` those who would act on what has ended; `views` shows things to them.
 //!
 //! Invariants (checked by [`State::check`] in tests):
 //! - An attempt's number is committed before it is sent, and sent again only where it was refused.
@@ -30,6 +30,7 @@
 mod check;
 mod dispatch;
 mod drains;
+mod ended;
 pub mod event;
 mod explain;
 mod inbound;

@@ -399,16 +399,24 @@ async fn detail(app: &App, actor: &Actor, target: Target) -> Result<Option<Detai
     }))
 }
 
+/// What a wish to stop something came to.
+enum Stopped {
+    /// It will be.
+    Living(Box<Instance>),
+    /// It is not alive: [`Reply::Ended`].
+    Ended { as_of: u64 },
+}
+
 async fn stop_living(
     app: &App,
     actor: &Actor,
     id: InstanceId,
     grace_ms: Option<u64>,
     then: AfterStop,
-) -> Result<Option<Instance>, Refused> {
+) -> Result<Stopped, Refused> {
     match app.ask(actor, Call::Stop { id, grace_ms, then }).await? {
-        Reply::Instance(instance) => Ok(Some(*instance)),
-        Reply::NotLiving => Ok(None),
+        Reply::Instance(instance) => Ok(Stopped::Living(instance)),
+        Reply::Ended { as_of } => Ok(Stopped::Ended { as_of }),
         _ => Err(internal()),
     }
 }
@@ -427,9 +435,9 @@ pub(crate) async fn stop(
     let id = app.find(&actor, &text, query.tenant.as_deref()).await?.id();
     let stopped = stop_living(&app, &actor, id, request.grace_ms, AfterStop::Keep).await?;
     match stopped {
-        Some(instance) => Ok(json(StatusCode::ACCEPTED, &instance)),
-        // It has ended: what was wished is so.
-        None => Ok(json(
+        Stopped::Living(instance) => Ok(json(StatusCode::ACCEPTED, &*instance)),
+        // What was wished is so.
+        Stopped::Ended { .. } => Ok(json(
             StatusCode::ACCEPTED,
             &current(&app, &actor, id).await?,
         )),
@@ -449,9 +457,10 @@ pub(crate) async fn restart(
 ) -> Result<Response, Refused> {
     let id = app.find(&actor, &text, query.tenant.as_deref()).await?.id();
     let then = AfterStop::Restart;
-    if let Some(instance) = stop_living(&app, &actor, id, request.grace_ms, then).await? {
-        return Ok(json(StatusCode::ACCEPTED, &instance));
-    }
+    let as_of = match stop_living(&app, &actor, id, request.grace_ms, then).await? {
+        Stopped::Living(instance) => return Ok(json(StatusCode::ACCEPTED, &*instance)),
+        Stopped::Ended { as_of } => as_of,
+    };
     let found = app
         .read(move |reader| {
             let Some(ended) = reader.ended_by_id(id)? else {
@@ -471,6 +480,7 @@ pub(crate) async fn restart(
         submission: ended.submission,
         end: ended.end,
         ended: counts,
+        as_of,
     };
     match app.ask(&actor, Call::Reopen(Box::new(call))).await? {
         Reply::Instance(instance) => Ok(json(StatusCode::ACCEPTED, &*instance)),
@@ -489,9 +499,10 @@ pub(crate) async fn remove(
     Query(query): Query<OneQuery>,
 ) -> Result<Response, Refused> {
     let id = app.find(&actor, &text, query.tenant.as_deref()).await?.id();
-    if let Some(instance) = stop_living(&app, &actor, id, None, AfterStop::Delete).await? {
-        return Ok(json(StatusCode::ACCEPTED, &instance));
-    }
+    let as_of = match stop_living(&app, &actor, id, None, AfterStop::Delete).await? {
+        Stopped::Living(instance) => return Ok(json(StatusCode::ACCEPTED, &*instance)),
+        Stopped::Ended { as_of } => as_of,
+    };
     let ended = app
         .read(move |reader| reader.ended_by_id(id))
         .await?
@@ -503,6 +514,7 @@ pub(crate) async fn remove(
         tenant: Arc::clone(&ended.submission.tenant),
         seq: ended.end.seq,
         node: ended.end.node.clone(),
+        as_of,
     };
     app.ask(&actor, call).await?;
     Ok(json(StatusCode::ACCEPTED, &shown))

@@ -137,6 +137,8 @@ pub enum Call {
         tenant: Arc<str>,
         seq: u64,
         node: Option<Arc<str>>,
+        /// [`Reply::Ended`].
+        as_of: u64,
     },
     /// A new attempt of an instance that has ended.
     Reopen(Box<ReopenCall>),
@@ -207,6 +209,8 @@ pub struct ReopenCall {
     pub end: crate::store::EndRow,
     /// The ended instances of its submission by state, itself included.
     pub ended: Vec<(InstanceState, u32)>,
+    /// [`Reply::Ended`].
+    pub as_of: u64,
 }
 
 /// A drain and its deadline.
@@ -248,6 +252,11 @@ pub enum Reply {
     Instance(Box<Instance>),
     /// It is not alive; it may be in the store.
     NotLiving,
+    /// What was to be stopped is not alive. What is read of it in the store from now on has all that
+    /// was done to ended instances up to this number.
+    Ended {
+        as_of: u64,
+    },
     Submission(Submission),
     Tenants(Vec<Tenant>),
     Tenant(Box<Tenant>),

@@ -36,7 +36,11 @@ impl State {
                 tenant,
                 seq,
                 node,
-            } => return self.forget(token, actor, id, tenant, seq, node),
+                as_of,
+            } => match self.change_ended(seq, as_of) {
+                Ok(()) => return self.forget(token, actor, id, tenant, seq, node),
+                Err(refused) => Err(refused),
+            },
             Call::Reopen(call) => self.reopen(token, actor, *call),
             Call::Explain {
                 runtime,
@@ -304,7 +308,9 @@ impl State {
         intent: StopIntent,
     ) -> Result<Option<Reply>, Refused> {
         let Some(slot) = self.visible(actor, id) else {
-            return Ok(Some(Reply::NotLiving));
+            let as_of = self.ended_changes.count();
+            self.reply_durably(token, Reply::Ended { as_of });
+            return Ok(None);
         };
         let (kind, verb) = match intent.then {
             AfterStop::Delete => ("instance_deleted", "deleted"),
@@ -396,9 +402,6 @@ impl State {
         call: ReopenCall,
     ) -> Result<Option<Reply>, Refused> {
         let tenant = self.tenant_of(actor, Some(&call.submission.tenant))?;
-        if self.slot(call.seq).is_some() {
-            return Err(Refused::new(ErrorCode::Conflict, "it is alive already"));
-        }
         let template = self
             .templates
             .get(&call.spec.id)
@@ -415,6 +418,7 @@ impl State {
                 format!("another instance named {name} lives already"),
             ));
         }
+        self.change_ended(call.seq, call.as_of)?;
         if !self.templates.contains_key(&template.id) {
             self.put_template(Arc::clone(&template));
         }

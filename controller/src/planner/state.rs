@@ -1,5 +1,6 @@
 //! The planner's whole state, its start from a snapshot, and its one entrance.
 
+use super::ended::EndedChanges;
 use super::event::{Change, Effect, Event, Now, Refused, Reply, Token};
 use super::instance::{Instance, Phase};
 use super::journal::{After, Journal};
@@ -151,6 +152,7 @@ pub struct State {
     pub(crate) free_instances: Vec<u32>,
     pub(crate) by_seq: FxHashMap<u64, u32>,
     pub(crate) names: HashMap<(u32, String), u64>,
+    pub(crate) ended_changes: EndedChanges,
     pub(crate) queue: Queue,
     pub(crate) nodes: Nodes,
     pub(crate) link: Link,
@@ -193,6 +195,7 @@ impl State {
             free_instances: Vec::new(),
             by_seq: FxHashMap::default(),
             names: HashMap::new(),
+            ended_changes: EndedChanges::default(),
             queue: Queue::default(),
             nodes: Nodes::default(),
             link: Link::new(now.mono_ns),

@@ -167,7 +167,7 @@ fn a_user_sees_nothing_of_another_tenant() {
         grace_ms: None,
         then: AfterStop::Delete,
     };
-    assert!(not_living(h.ask(user("two"), stop)));
+    assert!(matches!(h.ask(user("two"), stop), Ok(Reply::Ended { .. })));
     let call = Call::Resolve {
         text: "mine".to_owned(),
         tenant: None,
@@ -500,15 +500,26 @@ fn an_ended_instance_can_be_opened_again() {
     }
     let (submission, done) = h.store.submissions.values().next().unwrap().clone();
     assert!(done);
+    let id = response.instances[1].into();
+    let wish = |then| Call::Stop {
+        id,
+        grace_ms: None,
+        then,
+    };
+    let Ok(Reply::Ended { as_of }) = h.ask(admin(), wish(AfterStop::Restart)) else {
+        panic!()
+    };
     let reopen = ReopenCall {
-        id: response.instances[1].into(),
+        id,
         seq: 2,
         spec: h.store.specs[&submission.spec].clone(),
         submission,
         end: h.store.ends[&2].clone(),
         ended: vec![(InstanceState::Failed, 2)],
+        as_of,
     };
-    h.ask(admin(), Call::Reopen(Box::new(reopen))).unwrap();
+    h.ask(admin(), Call::Reopen(Box::new(reopen.clone())))
+        .unwrap();
     let start = h.start().0;
     assert_eq!(start.id.attempt.0, 2);
     assert_eq!(start.prefer.as_deref(), Some("a"));
@@ -524,6 +535,31 @@ fn an_ended_instance_can_be_opened_again() {
         (progress.states["failed"], progress.states["succeeded"]),
         (1, 1)
     );
+    // Who read it before that, and asks only now, would give its attempt's number out again, or delete
+    // what has been restarted.
+    let forget = Call::Forget {
+        id,
+        tenant: Arc::clone(&reopen.submission.tenant),
+        seq: 2,
+        node: None,
+        as_of,
+    };
+    for call in [Call::Reopen(Box::new(reopen)), forget] {
+        let refused = h.ask(admin(), call).unwrap_err();
+        assert_eq!(refused.body.code, ErrorCode::Conflict);
+    }
+    assert!(h.starts().is_empty());
+    let Ok(Reply::Ended { as_of }) = h.ask(admin(), wish(AfterStop::Delete)) else {
+        panic!()
+    };
+    let forget = Call::Forget {
+        id,
+        tenant: Arc::from("default"),
+        seq: 2,
+        node: None,
+        as_of,
+    };
+    h.ask(admin(), forget).unwrap();
 }
 
 #[test]
