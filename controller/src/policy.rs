@@ -4,7 +4,6 @@
 //! arithmetic saturates towards refusal: nothing that overflows is admitted.
 
 use crate::api::types::{QuotaLimits, QuotaRefusal, QuotaUse, RuntimeName};
-use std::num::NonZeroU32;
 
 /// What a tenant may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,49 +136,64 @@ pub fn release(used: &mut QuotaUse, each: &QuotaUse) {
 /// A token bucket over a given clock: `rate` instances a second, a burst of ten seconds' worth.
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
-    rate_per_s: Option<NonZeroU32>,
-    /// In billionths of an instance, so that nanoseconds multiply without a division.
-    tokens_nano: u128,
+    rate_per_s: Option<u32>,
+    /// In billionths of an instance, so that nanoseconds multiply without a division. Below zero: a
+    /// batch was larger than the burst, and is not made up for yet.
+    tokens_nano: i128,
     last_ns: i64,
 }
 
 /// A burst may be so many seconds of the sustained rate: a script's loop should not trip over it.
-const BURST_S: u128 = 10;
-const NANO: u128 = 1_000_000_000;
+const BURST_S: i128 = 10;
+const NANO: i128 = 1_000_000_000;
+
+/// Why a submission must wait, or is in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooFast {
+    /// Come back after so many milliseconds.
+    Wait { ms: u64 },
+    /// The rate is zero.
+    Never,
+}
 
 impl RateLimit {
     /// A full bucket. A rate of zero means that nothing is ever submitted.
     #[must_use]
     pub fn new(rate_per_s: Option<u32>, now_ns: i64) -> Self {
-        let rate = rate_per_s.map(|rate| NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN));
         Self {
-            rate_per_s: rate,
-            tokens_nano: rate.map_or(0, |rate| u128::from(rate.get()) * BURST_S * NANO),
+            rate_per_s,
+            tokens_nano: i128::from(rate_per_s.unwrap_or_default()) * BURST_S * NANO,
             last_ns: now_ns,
         }
     }
 
-    /// Takes `count` tokens, or says after how many milliseconds to ask again. A count above the
-    /// burst passes when the bucket is full, and leaves a debt of nothing: a batch is one request.
+    /// Takes `count` tokens. A batch above the burst is one request: it passes when the bucket is full,
+    /// and leaves a debt.
     ///
     /// # Errors
-    /// The time to wait.
-    pub fn take(&mut self, count: u32, now_ns: i64) -> Result<(), u64> {
+    /// When to ask again.
+    pub fn take(&mut self, count: u32, now_ns: i64) -> Result<(), TooFast> {
         let Some(rate) = self.rate_per_s else {
             return Ok(());
         };
-        let rate = u128::from(rate.get());
+        if rate == 0 {
+            return Err(TooFast::Never);
+        }
+        let rate = i128::from(rate);
         let full = rate * BURST_S * NANO;
-        let passed = u128::from(now_ns.saturating_sub(self.last_ns).max(0).unsigned_abs());
+        let passed = i128::from(now_ns.saturating_sub(self.last_ns).max(0));
         self.tokens_nano = (self.tokens_nano + passed * rate).min(full);
         self.last_ns = now_ns;
-        let wanted = (u128::from(count) * NANO).min(full);
-        if let Some(left) = self.tokens_nano.checked_sub(wanted) {
-            self.tokens_nano = left;
+        let wanted = i128::from(count) * NANO;
+        let missing = wanted.min(full) - self.tokens_nano;
+        if missing <= 0 {
+            self.tokens_nano -= wanted;
             return Ok(());
         }
-        let wait_ns = (wanted - self.tokens_nano).div_ceil(rate);
-        Err(u64::try_from(wait_ns.div_ceil(1_000_000)).unwrap_or(u64::MAX))
+        let ms = (missing.unsigned_abs().div_ceil(rate.unsigned_abs())).div_ceil(1_000_000);
+        Err(TooFast::Wait {
+            ms: u64::try_from(ms).unwrap_or(u64::MAX),
+        })
     }
 }
 
@@ -247,10 +261,24 @@ mod tests {
     #[test]
     fn the_rate_limit_says_when_to_come_back() {
         let mut limit = RateLimit::new(Some(10), 0);
+        let wait = |ms| Err(TooFast::Wait { ms });
         assert_eq!(limit.take(100, 0), Ok(()));
-        assert_eq!(limit.take(1, 0), Err(100));
+        assert_eq!(limit.take(1, 0), wait(100));
         assert_eq!(limit.take(1, 100_000_000), Ok(()));
-        assert_eq!(limit.take(5, 100_000_000), Err(500));
+        assert_eq!(limit.take(5, 100_000_000), wait(500));
         assert_eq!(RateLimit::new(None, 0).take(u32::MAX, 0), Ok(()));
+        assert_eq!(
+            RateLimit::new(Some(0), 0).take(1, i64::MAX),
+            Err(TooFast::Never)
+        );
+    }
+
+    #[test]
+    fn a_batch_above_the_burst_is_made_up_for() {
+        let mut limit = RateLimit::new(Some(10), 0);
+        assert_eq!(limit.take(1000, 0), Ok(()));
+        // 900 are owed, which takes 90 s.
+        assert_eq!(limit.take(1, 0), Err(TooFast::Wait { ms: 90_100 }));
+        assert_eq!(limit.take(1, 90_100_000_000), Ok(()));
     }
 }

@@ -140,6 +140,8 @@ impl State {
         // One reference here and one in the table: nobody else uses it.
         if Arc::strong_count(&template) == 2 {
             self.templates.remove(&template.id);
+            let tenant = &mut self.tenants[submission.tenant as usize];
+            tenant.spec_bytes = tenant.spec_bytes.saturating_sub(template.bytes());
             let key = (
                 Arc::clone(&template.tenant),
                 template.workload.clone(),

@@ -39,6 +39,10 @@ pub struct Settings {
     pub overtake_after_ms: u64,
     /// Living instances over all tenants: what bounds the planner's memory.
     pub max_living: usize,
+    /// The distinct specs of one tenant's submissions in memory, about.
+    pub max_spec_bytes: u64,
+    /// One tenant's workloads, about.
+    pub max_workload_bytes: u64,
     /// Of the tenant `default`, and of new tenants.
     pub default_quota: QuotaLimits,
     pub default_runtimes: Vec<RuntimeName>,
@@ -55,6 +59,8 @@ impl Default for Settings {
             request_window_ms: 3_600_000,
             overtake_after_ms: 60_000,
             max_living: 1_000_000,
+            max_spec_bytes: 256 << 20,
+            max_workload_bytes: 64 << 20,
             default_quota: QuotaLimits {
                 instances: Some(100_000),
                 cpu_millis: Some(10_000_000),
@@ -75,6 +81,8 @@ impl Default for Settings {
 
 /// Request ids that are remembered at most, beyond those of living instances: bounds memory.
 pub(crate) const MAX_REMEMBERED: usize = 200_000;
+/// Fewer timers are not worth looking through for those of what has ended.
+const MIN_TIMERS: usize = 1024;
 /// The name of the tenant that always exists.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
@@ -88,6 +96,10 @@ pub(crate) struct Tenant {
     pub(crate) rate: RateLimit,
     /// Living instances by state.
     pub(crate) states: [u64; STATES],
+    /// [`Settings::max_spec_bytes`].
+    pub(crate) spec_bytes: u64,
+    /// [`Settings::max_workload_bytes`].
+    pub(crate) workload_bytes: u64,
     pub(crate) deleted: bool,
 }
 
@@ -158,6 +170,8 @@ pub struct State {
     pub(crate) link: Link,
     /// (when, instance); what it means follows from the instance's phase.
     pub(crate) timers: BinaryHeap<Reverse<(i64, u64)>>,
+    /// At so many, those of what has ended are dropped.
+    pub(crate) sweep_timers_at: usize,
     /// Instances with a stop that is not confirmed, in order.
     pub(crate) stopping: std::collections::BTreeSet<u64>,
     pub(crate) last_sweep_ns: i64,
@@ -200,6 +214,7 @@ impl State {
             nodes: Nodes::default(),
             link: Link::new(now.mono_ns),
             timers: BinaryHeap::new(),
+            sweep_timers_at: MIN_TIMERS,
             stopping: std::collections::BTreeSet::new(),
             last_sweep_ns: now.mono_ns,
             disk_full: false,
@@ -215,8 +230,7 @@ impl State {
             state.put_tenant(row);
         }
         for row in snapshot.workloads {
-            let key = (Arc::clone(&row.tenant), Arc::clone(&row.name));
-            state.workloads.insert(key, row);
+            state.keep_workload(row);
         }
         for row in snapshot.specs {
             state.put_template(Arc::new(Template::new(&row)));
@@ -258,6 +272,8 @@ impl State {
             used: QuotaUse::default(),
             rate: RateLimit::new(row.submit_rate_per_s, self.now.mono_ns),
             states: [0; STATES],
+            spec_bytes: 0,
+            workload_bytes: 0,
             deleted: false,
         });
         index
@@ -271,6 +287,9 @@ impl State {
             Arc::clone(&template.spec),
         );
         self.template_index.insert(key, template.id);
+        if let Some(&tenant) = self.tenant_index.get(&template.tenant) {
+            self.tenants[tenant as usize].spec_bytes += template.bytes();
+        }
         self.templates.insert(template.id, template);
     }
 
@@ -421,6 +440,12 @@ impl State {
     }
 
     pub(crate) fn arm(&mut self, at_ns: i64, seq: u64) {
+        if self.timers.len() >= self.sweep_timers_at {
+            let by_seq = &self.by_seq;
+            self.timers
+                .retain(|Reverse((_, seq))| by_seq.contains_key(seq));
+            self.sweep_timers_at = 2 * self.timers.len() + MIN_TIMERS;
+        }
         self.timers.push(Reverse((at_ns, seq)));
     }
 

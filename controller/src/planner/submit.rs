@@ -10,7 +10,7 @@ use super::journal::After;
 use super::state::{DEFAULT_TENANT, STATES, State, Submission, ns};
 use super::template::Template;
 use crate::api::types::{ErrorCode, MAX_COUNT, Severity, Spec, SubmitResponse};
-use crate::policy::{self, Rejection};
+use crate::policy::{self, Rejection, TooFast};
 use crate::spec;
 use crate::store::{EventRow, SpecRow, SubmissionRow, Write};
 use pronto_payloads::codec::Invalid;
@@ -151,23 +151,37 @@ impl State {
     /// The template of a spec, shared with earlier submissions of the same.
     fn template_for(
         &self,
-        tenant: u32,
+        index: u32,
         workload: Option<Arc<str>>,
         spec: Spec,
     ) -> Result<Arc<Template>, Refused> {
-        let tenant = Arc::clone(&self.tenants[tenant as usize].name);
+        let tenant = Arc::clone(&self.tenants[index as usize].name);
         let key = (tenant, workload, Arc::new(spec));
         if let Some(id) = self.template_index.get(&key) {
             return Ok(Arc::clone(&self.templates[id]));
         }
         spec::check(&key.2).map_err(|error| invalid(&error))?;
         let (tenant, workload, spec) = key;
-        Ok(Arc::new(Template::new(&SpecRow {
+        let template = Template::new(&SpecRow {
             id: self.next_template,
             tenant,
             workload,
             spec,
-        })))
+        });
+        let held = self.tenants[index as usize].spec_bytes;
+        if held + template.bytes() > self.settings.max_spec_bytes {
+            return Err(Refused::new(
+                ErrorCode::Busy,
+                format!(
+                    "the distinct specs of tenant {}'s living instances have {} MiB, their limit",
+                    template.tenant,
+                    self.settings.max_spec_bytes >> 20
+                ),
+            )
+            .hint("wait for some of them to end")
+            .retry_after(1000));
+        }
+        Ok(Arc::new(template))
     }
 
     fn put_new_template(&mut self, template: &Arc<Template>) {
@@ -197,13 +211,13 @@ impl State {
             &template.ask(count),
         )
         .map_err(|rejection| rejected(&rejection))?;
-        entry.rate.take(count, now_ns).map_err(|wait_ms| {
+        entry.rate.take(count, now_ns).map_err(|why| {
             let rate = entry.submit_rate_per_s.unwrap_or_default();
-            Refused::new(
-                ErrorCode::RateLimited,
-                format!("tenant {} may submit {rate} instances a second", entry.name),
-            )
-            .retry_after(wait_ms)
+            let text = format!("tenant {} may submit {rate} instances a second", entry.name);
+            match why {
+                TooFast::Wait { ms } => Refused::new(ErrorCode::RateLimited, text).retry_after(ms),
+                TooFast::Never => Refused::new(ErrorCode::PolicyRefused, text),
+            }
         })
     }
 

@@ -51,6 +51,11 @@ impl Template {
         }
     }
 
+    /// What it takes in memory, about.
+    pub(crate) fn bytes(&self) -> u64 {
+        2 * self.body.len() as u64
+    }
+
     pub(crate) fn body(&self, name: Option<&str>) -> Bytes {
         match name {
             None => self.body.clone(),

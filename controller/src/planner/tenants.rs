@@ -8,7 +8,7 @@ use crate::api::types::{
 use crate::policy::RateLimit;
 use crate::spec;
 use crate::store::{TenantRow, WorkloadRow, Write, timestamp};
-use pronto_payloads::codec::check_name;
+use pronto_payloads::codec::{check_name, encode};
 use std::sync::Arc;
 
 /// Workloads of one tenant: bounds what a user can make the controller keep in memory.
@@ -65,7 +65,7 @@ impl State {
             }
             Call::DeleteWorkload { tenant, name } => {
                 let key = self.workload_key(actor, tenant.as_deref(), &name)?;
-                if self.workloads.remove(&key).is_none() {
+                if !self.drop_workload(&key) {
                     return Err(Refused::not_found("workload", &name));
                 }
                 let (tenant, name) = key;
@@ -228,8 +228,7 @@ impl State {
             .cloned()
             .collect();
         for (owner, name) in gone {
-            self.workloads
-                .remove(&(Arc::clone(&owner), Arc::clone(&name)));
+            self.drop_workload(&(Arc::clone(&owner), Arc::clone(&name)));
             self.journal.write(Write::WorkloadDeleted {
                 tenant: owner,
                 name,
@@ -253,6 +252,25 @@ impl State {
             Arc::clone(&self.tenants[index as usize].name),
             Arc::from(name),
         ))
+    }
+
+    pub(crate) fn keep_workload(&mut self, row: WorkloadRow) {
+        if let Some(&tenant) = self.tenant_index.get(&row.tenant) {
+            self.tenants[tenant as usize].workload_bytes += bytes(&row);
+        }
+        let key = (Arc::clone(&row.tenant), Arc::clone(&row.name));
+        self.workloads.insert(key, row);
+    }
+
+    fn drop_workload(&mut self, key: &(Arc<str>, Arc<str>)) -> bool {
+        let Some(row) = self.workloads.remove(key) else {
+            return false;
+        };
+        if let Some(&tenant) = self.tenant_index.get(&row.tenant) {
+            let held = &mut self.tenants[tenant as usize].workload_bytes;
+            *held = held.saturating_sub(bytes(&row));
+        }
+        true
     }
 
     fn put_workload(
@@ -291,6 +309,7 @@ impl State {
                 format!("a tenant has at most {MAX_WORKLOADS} workloads"),
             ));
         }
+        let replaced = known.map_or(0, bytes);
         let row = WorkloadRow {
             tenant: Arc::clone(&key.0),
             name: Arc::clone(&key.1),
@@ -299,6 +318,17 @@ impl State {
             created_unix_ms: known.map_or(self.now.unix_ms, |row| row.created_unix_ms),
             updated_unix_ms: self.now.unix_ms,
         };
+        let index = self.tenant_index[&key.0];
+        let held = self.tenants[index as usize].workload_bytes - replaced;
+        if held + bytes(&row) > self.settings.max_workload_bytes {
+            return Err(Refused::new(
+                ErrorCode::Conflict,
+                format!(
+                    "the workloads of a tenant have {} MiB at most",
+                    self.settings.max_workload_bytes >> 20
+                ),
+            ));
+        }
         let view = workload_view(&row);
         let kind = if replace {
             "workload_replaced"
@@ -308,10 +338,17 @@ impl State {
         let text = format!("workload {}, revision {}", row.name, row.revision);
         self.audit(actor, kind, Some(Arc::clone(&row.tenant)), text);
         self.journal.write(Write::Workload(row.clone()));
-        self.workloads.insert(key, row);
+        self.drop_workload(&key);
+        self.keep_workload(row);
         self.reply_durably(token, Reply::Workload(Box::new(view)));
         Ok(None)
     }
+}
+
+/// What a workload takes in memory, about.
+fn bytes(row: &WorkloadRow) -> u64 {
+    let spec = spec::start_body(&row.tenant, Some(&row.name), "", &row.spec);
+    2 * encode(&spec).len() as u64
 }
 
 /// The API layer hides the environment unless its owner asks for it.

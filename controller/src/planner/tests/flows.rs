@@ -678,3 +678,71 @@ impl Harness {
         }
     }
 }
+
+/// One of about 190 KiB, unlike all others.
+fn large(number: usize) -> Spec {
+    let mut spec = sim();
+    let text = format!("{number:0>60000}");
+    spec.env = ["A", "B", "C"]
+        .map(|name| (name.to_owned(), text.clone()))
+        .into();
+    spec
+}
+
+#[test]
+fn what_a_tenant_can_make_the_controller_keep_is_bounded_in_bytes() {
+    let mut h = Harness::with(Settings {
+        max_workload_bytes: 2 << 20,
+        max_spec_bytes: 4 << 20,
+        ..Settings::default()
+    });
+    let put = |h: &mut Harness, number: usize| {
+        let workload = Box::new(CreateWorkload {
+            name: format!("w{number}"),
+            tenant: None,
+            spec: large(number),
+        });
+        let replace = false;
+        h.ask(admin(), Call::PutWorkload { workload, replace })
+    };
+    let refused = (0..20).find_map(|number| put(&mut h, number).err());
+    let text = refused.expect("a bound").body.message;
+    assert_eq!(text, "the workloads of a tenant have 2 MiB at most");
+    let delete = |name: &str| Call::DeleteWorkload {
+        tenant: None,
+        name: name.to_owned(),
+    };
+    h.ask(admin(), delete("w0")).unwrap();
+    put(&mut h, 2000).unwrap();
+
+    let mut ids = Vec::new();
+    let refused = (0..20).find_map(|number| {
+        let call = h.submit_call(large(number), 1);
+        match h.submit_as(admin(), call) {
+            Ok(response) => {
+                ids.push(response.instances[0]);
+                None
+            }
+            Err(refused) => Some(refused),
+        }
+    });
+    assert_eq!(refused.expect("a bound").body.code, ErrorCode::Busy);
+    // More of what is there already.
+    h.submit(large(0), 1);
+    // Those that have ended are remembered for their request ids for a while.
+    ids.iter().for_each(|id| h.stop(*id));
+    h.pass(i64::try_from(h.settings.request_window_ms).unwrap() + 1000);
+    h.submit(large(5000), 1);
+}
+
+#[test]
+fn timers_of_what_has_ended_do_not_pile_up() {
+    let mut h = Harness::new();
+    let mut spec = sim();
+    spec.pending_timeout_ms = Some(3_600_000);
+    for _ in 0..3000 {
+        let id = h.submit(spec.clone(), 1).instances[0];
+        h.stop(id);
+    }
+    assert!(h.state.timers.len() < 1500, "{}", h.state.timers.len());
+}
