@@ -118,9 +118,10 @@ impl Nodes {
             .filter_map(|(index, node)| Some((index, node.as_ref()?)))
     }
 
-    pub(crate) fn connected_names(&self) -> Vec<Arc<str>> {
+    /// The connected ones whose inventory was not taken since that break.
+    pub(crate) fn where_it_may_be(&self, since_break: u64) -> Vec<Arc<str>> {
         self.iter()
-            .filter(|(_, node)| node.connected)
+            .filter(|(_, node)| node.connected && node.cleared_break < since_break)
             .map(|(_, node)| Arc::clone(&node.row.name))
             .collect()
     }

@@ -23,6 +23,7 @@ use super::instance::Phase;
 use super::journal::After;
 use super::nodes::Pull;
 use super::state::{State, ns};
+use super::stops::MAX_STOPS;
 use crate::api::types::Severity;
 use crate::store::{AfterStop, Write};
 use pronto_payloads::codec::encode;
@@ -66,6 +67,8 @@ pub(crate) struct Link {
     pub(crate) breaks: u64,
     window: u32,
     pub(crate) unanswered: u32,
+    /// Of [`MAX_STOPS`].
+    pub(crate) stops_left: usize,
     hold_until_ns: i64,
     pub(crate) generation: Generation,
     pub(crate) lease_ms: u64,
@@ -96,6 +99,7 @@ impl Link {
             breaks: 1,
             window: 0,
             unanswered: 0,
+            stops_left: MAX_STOPS,
             hold_until_ns: i64::MIN,
             generation: Generation(0),
             lease_ms: DEFAULT_LEASE_MS,

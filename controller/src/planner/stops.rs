@@ -13,6 +13,10 @@ use pronto_payloads::control::Stop;
 use pronto_payloads::ids::Attempt;
 use pronto_protocol::operand::Operand;
 
+/// Frames of one round to nodes where something may be: a hundred thousand unanswered attempts among
+/// ten thousand nodes would be a flood.
+pub(crate) const MAX_STOPS: usize = 4096;
+
 impl State {
     /// Writes the wish to stop an instance down; it is carried out once that is durable.
     pub(crate) fn intend_stop(&mut self, slot: u32, intent: StopIntent) {
@@ -98,25 +102,31 @@ impl State {
         }
     }
 
-    /// An unanswered attempt may be anywhere: every connected node is told.
+    /// An unanswered attempt may be on each node that has not said since that it is not there. Those are
+    /// told, as far as this round's budget goes: the next one goes on.
     fn send_stop_everywhere(&mut self, slot: u32) {
-        if !self.stop_is_durable(slot) {
+        if !self.stop_is_durable(slot) || self.link.stops_left == 0 {
             return;
         }
         let now_ns = self.now.mono_ns;
-        self.instance_mut(slot).more().stop_sent_ns = Some(now_ns);
+        let more = self.instance_mut(slot).more();
+        more.stop_sent_ns = Some(now_ns);
+        let since_break = more.uncertain_since_break;
         if !self.link.up {
             return;
         }
         let stop = encode(&self.stop_of(slot));
         let seq = self.instance(slot).seq;
-        for name in self.nodes.connected_names() {
+        let nodes = self.nodes.where_it_may_be(since_break);
+        self.link.stops_left = self.link.stops_left.saturating_sub(nodes.len());
+        for name in nodes {
             self.send_to_node(Operand::Stop, Topic::Stop(seq), &name, &stop);
         }
     }
 
     /// STOP is repeated until the end is reported.
     pub(crate) fn sweep_stops(&mut self) {
+        self.link.stops_left = MAX_STOPS;
         let repeat_ns = ns(self.settings.stop_repeat_ms);
         let due: Vec<u64> = self
             .stopping

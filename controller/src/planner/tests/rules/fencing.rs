@@ -265,6 +265,9 @@ fn rule_05_a_stop_of_an_unanswered_attempt_goes_to_each_node() {
     h.expect_stop("a", start);
     h.expect_stop("b", start);
     h.inventory(&a, 0, &[], ask_a);
+    // It is not there: only the other one hears of it again.
+    h.pass(3000);
+    h.expect_stop("b", start);
     h.inventory(&b, 0, &[], ask_b);
     assert_eq!(h.state_of(id), InstanceState::Cancelled);
 }
