@@ -163,6 +163,8 @@ impl App {
         };
         let suffix = text.to_owned();
         let by_name = living.is_empty() && past.is_empty() && !crate::numbers_like(text);
+        // Names of what has ended are no key of the store's.
+        let _place = by_name.then(|| self.place_for_list()).transpose()?;
         let ended = self
             .read(move |reader| {
                 if by_name {

@@ -17,8 +17,8 @@ use pronto_payloads::ids::InstanceId;
 
 /// Random bits of a submission's ids.
 pub const NONCE_BITS: u32 = 42;
-/// A shorter suffix would name too many instances to be of use.
-pub const SUFFIX_MIN_DIGITS: usize = 4;
+/// A shorter suffix would name thousands of instances, and take as many looks.
+pub const SUFFIX_MIN_DIGITS: usize = 6;
 const TAIL_DIGITS: usize = 8;
 const ROUNDS: u32 = 4;
 
@@ -169,7 +169,7 @@ mod tests {
         let scheme = IdScheme::new(42);
         let id = scheme.id(1_790_000_000_000, 99, 123_456);
         let text = id.uuid().simple().to_string();
-        for digits in [4, 5, 8, 12, 32] {
+        for digits in [6, 7, 8, 12, 32] {
             let suffix = &text[32 - digits..];
             let found = scheme.candidates(suffix, 1, 200_000).unwrap();
             assert!(found.contains(&123_456), "{suffix}");
@@ -178,7 +178,7 @@ mod tests {
                 assert_eq!(found, [123_456]);
             }
         }
-        assert_eq!(scheme.candidates("abc", 1, 9), None);
-        assert_eq!(scheme.candidates("wxyz", 1, 9), None);
+        assert_eq!(scheme.candidates("abcde", 1, 9), None);
+        assert_eq!(scheme.candidates("uvwxyz", 1, 9), None);
     }
 }

@@ -27,6 +27,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Caller(actor): Caller,
 ) -> Result<Response, Refused> {
+    let _place = app.place_for_list()?;
     match app.ask(&actor, Call::Nodes).await? {
         Reply::Nodes(nodes) => Ok(ok(&NodeList { nodes })),
         _ => Err(internal()),

@@ -5,7 +5,7 @@
 //! fields; responses may grow new ones. Units stand last in names; times are RFC 3339 strings in
 //! UTC; durations are whole milliseconds or nanoseconds.
 //!
-//! An `{id}` in a path is a whole UUID, a unique suffix of one (at least four hex digits: the tail
+//! An `{id}` in a path is a whole UUID, a unique suffix of one (at least six hex digits: the tail
 //! of a UUIDv7 is random), or an instance's name. Short forms are looked up among the caller's own
 //! tenant's instances; an administrator's among all, or those of `?tenant=`.
 //!
