@@ -172,6 +172,16 @@ impl State {
         instance.session_epoch = session_epoch;
         instance.start_seq = start_seq;
         instance.was_placed = true;
+        let attempt = instance.attempt;
+        if self.template(slot).runs_are_counted()
+            && self.instance(slot).settled_attempt() != attempt
+        {
+            let instance = self.instance_mut(slot);
+            instance.more().settled_attempt = attempt;
+            instance.amended = true;
+            let row = self.amend_row(slot);
+            self.journal.write(Write::Amend(row));
+        }
     }
 
     pub(crate) fn on_start_failure(&mut self, correlation: u64, failure: StartFailure) {
@@ -300,6 +310,7 @@ impl State {
             seq: instance.seq,
             attempt: instance.attempt,
             highest_attempt: instance.highest_attempt(),
+            settled_attempt: instance.settled_attempt(),
             restarts: instance.restarts,
             reschedules: instance.reschedules,
             stop: instance.stop(),

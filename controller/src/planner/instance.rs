@@ -115,6 +115,8 @@ pub(crate) struct More {
     pub(crate) uncertain_since_ns: i64,
     /// No number up to this one is given out again.
     pub(crate) highest_attempt: u32,
+    /// [`crate::store::AmendRow::settled_attempt`].
+    pub(crate) settled_attempt: u32,
     /// Its node was lost, and it has no successor that runs.
     pub(crate) given_up: Option<Box<GivenUp>>,
     /// While it is uncertain in a store that was put back from a backup.
@@ -131,6 +133,11 @@ impl Instance {
         let more = self.more.as_ref();
         more.map_or(0, |more| more.highest_attempt)
             .max(self.attempt)
+    }
+
+    pub(crate) fn settled_attempt(&self) -> u32 {
+        let more = self.more.as_ref();
+        more.map_or(0, |more| more.settled_attempt)
     }
 
     pub(crate) fn stop(&self) -> Option<StopIntent> {

@@ -71,11 +71,13 @@ impl State {
             more.stop = amend.stop;
             more.stop_durable = true;
             more.highest_attempt = amend.highest_attempt;
+            more.settled_attempt = amend.settled_attempt;
             instance.attempt = amend.attempt;
             instance.restarts = amend.restarts;
             instance.reschedules = amend.reschedules;
             instance.amended = true;
-            instance.was_placed = amend.restarts > 0 || amend.reschedules > 0;
+            instance.was_placed =
+                amend.restarts > 0 || amend.reschedules > 0 || amend.settled_attempt > 0;
             if amend.stop.is_some() {
                 self.stopping.insert(seq);
             }

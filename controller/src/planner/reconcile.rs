@@ -24,7 +24,7 @@ use super::journal::After;
 use super::nodes::Pull;
 use super::state::{State, ns};
 use super::stops::MAX_STOPS;
-use crate::api::types::Severity;
+use crate::api::types::{EndReason, EndRecord, Severity};
 use crate::store::{AfterStop, Write};
 use pronto_payloads::codec::encode;
 use pronto_payloads::control::{Activate, Grant, PullInventory};
@@ -505,6 +505,16 @@ impl State {
         match self.instance(slot).after_stop() {
             Some(AfterStop::Keep | AfterStop::Delete) => self.finish_stopped(slot),
             Some(AfterStop::Restart | AfterStop::Move) => self.restart_now(slot, None),
+            // It came to a node in the time of the process before this one, and is not there any more.
+            None if self.instance(slot).settled_attempt() == self.instance(slot).attempt => {
+                let record = EndRecord {
+                    cause: EndReason::NodeLost,
+                    code: None,
+                    signal: None,
+                    message: "its node was lost, or does not have it any more".to_owned(),
+                };
+                self.reschedule_or_finish(slot, record, None);
+            }
             None => self.raise(slot, 0, None),
         }
     }

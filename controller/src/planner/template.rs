@@ -85,6 +85,13 @@ impl Template {
         }
     }
 
+    /// Whether it matters, also to the next process, that an attempt came to a node, be that node lost:
+    /// no successor may run, or none may wait.
+    pub(crate) fn runs_are_counted(&self) -> bool {
+        let spec = &self.spec;
+        spec.reschedule.limit == 0 || spec.stdin || spec.pending_timeout_ms.is_some()
+    }
+
     pub(crate) fn priority(&self) -> i16 {
         self.spec.priority
     }

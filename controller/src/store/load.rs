@@ -220,7 +220,8 @@ fn ended_of(
 
 fn amends(connection: &Connection) -> Result<Vec<AmendRow>, StoreError> {
     let mut statement = connection.prepare(
-        "SELECT seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt
+        "SELECT seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt,
+                settled_attempt
          FROM amends ORDER BY seq",
     )?;
     let rows = statement.query_map([], |row| {
@@ -230,6 +231,7 @@ fn amends(connection: &Connection) -> Result<Vec<AmendRow>, StoreError> {
             seq: unsigned(row.get(0)?),
             attempt: row.get(1)?,
             highest_attempt: row.get(6)?,
+            settled_attempt: row.get(7)?,
             restarts: row.get(2)?,
             reschedules: row.get(3)?,
             stop: then.map(|then| StopIntent {

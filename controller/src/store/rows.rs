@@ -114,6 +114,8 @@ pub struct AmendRow {
     /// No number up to this one is given out again; below `attempt` it says nothing, above it where
     /// an earlier attempt was taken back.
     pub highest_attempt: u32,
+    /// The last one that certainly came to a node, where its spec makes that matter; else 0.
+    pub settled_attempt: u32,
     pub restarts: u16,
     pub reschedules: u16,
     pub stop: Option<StopIntent>,

@@ -54,6 +54,8 @@ pub(crate) const MIGRATIONS: &[&str] = &[
      -- What retention looks for, and what an instance shows.
      CREATE INDEX submissions_by_age ON submissions (unix_ms) WHERE done = 1;
      CREATE INDEX events_by_instance ON events (instance, number) WHERE instance IS NOT NULL;",
+    // 3 to 4: the attempt that certainly came to a node.
+    "ALTER TABLE amends ADD COLUMN settled_attempt INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The schema that this build writes.

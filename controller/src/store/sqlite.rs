@@ -521,8 +521,9 @@ fn put_amend(transaction: &Transaction<'_>, row: &AmendRow) -> Result<(), rusqli
     transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO amends
-             (seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+             (seq, attempt, restarts, reschedules, stop_grace_ms, stop_then, highest_attempt,
+              settled_attempt)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             signed(row.seq),
@@ -531,7 +532,8 @@ fn put_amend(transaction: &Transaction<'_>, row: &AmendRow) -> Result<(), rusqli
             row.reschedules,
             stop.and_then(|stop| stop.grace_ms).map(signed),
             stop.map(|stop| stop.then as u8),
-            row.highest_attempt
+            row.highest_attempt,
+            row.settled_attempt
         ])
         .map(|_| ())
 }

@@ -138,6 +138,7 @@ fn everything_comes_back_as_it_was_written() {
         seq: 3,
         attempt: 4,
         highest_attempt: 6,
+        settled_attempt: 3,
         restarts: 1,
         reschedules: 2,
         stop: Some(StopIntent {

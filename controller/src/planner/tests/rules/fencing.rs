@@ -271,3 +271,30 @@ fn rule_05_a_stop_of_an_unanswered_attempt_goes_to_each_node() {
     h.inventory(&b, 0, &[], ask_b);
     assert_eq!(h.state_of(id), InstanceState::Cancelled);
 }
+
+/// Its process ends and its node is lost at once: what the next process knows is on disk.
+#[test]
+fn what_came_to_a_node_before_a_restart_does_not_run_again_where_it_may_not() {
+    let mut once = sim();
+    once.reschedule.limit = 0;
+    let mut impatient = sim();
+    impatient.pending_timeout_ms = Some(10_000);
+    for (spec, runs_again) in [(once, false), (impatient, true)] {
+        let (mut h, [a, b]) = Harness::beside(["a", "b"]);
+        let id = h.submit(spec, 1).instances[0];
+        let first = h.start_on(&a);
+        h.running("a", first);
+        h.commit();
+        let mut h = h.crash();
+        h.connect(std::slice::from_ref(&b));
+        let ask = h.expect_inventory(&b);
+        h.inventory(&b, 0, &[], ask);
+        h.pass(61_000);
+        if runs_again {
+            // Nor has it waited for its first placement for too long.
+            assert_eq!(h.start().0.id.attempt.0, 2);
+        } else {
+            assert_eq!(h.state_of(id), InstanceState::NodeLost);
+        }
+    }
+}
