@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// No memory limit below this: not even a shell starts in less.
 pub const MEMORY_MIN_BYTES: u64 = 4 << 20;
+/// A group with more left in it is not used again.
+const RECLAIM_MAX_BYTES: u64 = 16 << 20;
 /// The period of a hard CPU quota: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 /// The end of the name of a group that holds daemons and no groups.
@@ -301,12 +303,17 @@ impl Group {
     }
 
     /// Begins to count anew after a workload, and gives back memory that only it used. False if
-    /// the group can't be reused: kernels before 6.12 don't reset the peak of version 2.
+    /// the group can't be reused: kernels before 6.12 don't reset the peak of version 2, and much
+    /// memory takes the kernel seconds, in which nothing else would happen here.
     #[must_use]
     pub fn recycle(&mut self) -> bool {
         self.baseline.cpu_us = self.cpu_us();
         self.baseline.oom_kills = self.oom_kills();
-        if self.memory_current() > self.limits.map_or(0, |limits| limits.memory_bytes / 4) {
+        let left_bytes = self.memory_current();
+        if left_bytes > RECLAIM_MAX_BYTES {
+            return false;
+        }
+        if left_bytes > self.limits.map_or(0, |limits| limits.memory_bytes / 4) {
             self.reclaim();
         }
         let peak = self.memory_peak.as_ref();

@@ -1,6 +1,6 @@
 //! The control connection's life: waiting, dialling, up; and again.
 
-use crate::supervisor::Supervisor;
+use crate::supervisor::{REPORT_BYTES, Supervisor};
 use pronto_payloads::codec;
 use pronto_payloads::hello::SchedulerWelcome;
 use pronto_payloads::ids::{SessionEpoch, Term};
@@ -54,14 +54,16 @@ pub(crate) struct Connection {
     epoch: SessionEpoch,
     state: State,
     random: u64,
+    config: SessionConfig,
 }
 
 impl Connection {
-    /// Dials at once.
+    /// Dials at once. A whole inventory, with so many ends in it, is sent at once too.
     pub(crate) fn new(
         schedulers: Vec<String>,
         credentials: Arc<Credentials>,
         seed: u64,
+        unacknowledged_limit: usize,
     ) -> anyhow::Result<Self> {
         let dialer = Dialer::new(schedulers, Backoff::default());
         let Some(dialer) = dialer else {
@@ -74,6 +76,11 @@ impl Connection {
             epoch: SessionEpoch::default(),
             state: State::Waiting(Box::pin(sleep(Duration::ZERO))),
             random: seed,
+            config: SessionConfig {
+                queue_limit_bytes: SessionConfig::DEFAULT_QUEUE_LIMIT_BYTES
+                    + unacknowledged_limit.saturating_mul(REPORT_BYTES),
+                ..SessionConfig::default()
+            },
         };
         connection.wait();
         Ok(connection)
@@ -121,8 +128,8 @@ impl Connection {
         let hello = Hello::new(Purpose::Control, epoch.0, body);
         let address = self.address.clone();
         let credentials = self.credentials.clone();
+        let config = self.config;
         self.state = State::Dialling(Box::pin(async move {
-            let config = SessionConfig::default();
             connect(&address, &credentials, Role::Scheduler, &hello, config).await
         }));
     }

@@ -170,7 +170,12 @@ impl Shell {
             config.low_memory_mib,
             config.low_disk_mib,
         );
-        let connection = Connection::new(config.schedulers, credentials, seed)?;
+        let connection = Connection::new(
+            config.schedulers,
+            credentials,
+            seed,
+            config.unacknowledged_limit,
+        )?;
         Ok(Self {
             core,
             node_store,

@@ -11,7 +11,7 @@ use crate::moment::Moment;
 use crate::node::{Gpus, boot_id, facts};
 use crate::runtime::sim::SimTimers;
 use crate::supervisor::memory::MemoryStore;
-use crate::supervisor::{Effect, Event, Settings, Supervisor};
+use crate::supervisor::{Effect, Event, Settings, Supervisor, UNACKNOWLEDGED};
 use anyhow::{Context, bail};
 use pronto_payloads::demand::Runtime;
 use pronto_payloads::ids::{BootId, NodeUuid, SessionEpoch};
@@ -58,7 +58,8 @@ pub async fn run_simulated(
         let credentials = Credentials::load(&tls)?;
         let uuid: NodeUuid = uuid::Uuid::new_v4().into();
         let seed = uuid.uuid().as_u64_pair().1;
-        let connection = Connection::new(config.schedulers.clone(), credentials, seed)?;
+        let connection =
+            Connection::new(config.schedulers.clone(), credentials, seed, UNACKNOWLEDGED)?;
         let node = SimulatedNode::new(facts_of(&facts, &name), uuid, boot_id, seed, connection);
         nodes.spawn(node.run(shutdown.clone()));
     }
@@ -121,7 +122,7 @@ impl SimulatedNode {
             facts,
             node_uuid,
             boot_id,
-            unacknowledged_limit: crate::supervisor::UNACKNOWLEDGED,
+            unacknowledged_limit: UNACKNOWLEDGED,
             fencing: vec![Runtime::Sim],
             seed,
         };

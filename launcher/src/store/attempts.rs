@@ -88,7 +88,7 @@ impl AttemptStore {
         let path = self.directory.attempt(&job.id);
         let reused = is_process(job) && self.reuse_spare(&path);
         if !reused {
-            match fs::DirBuilder::new().mode(0o711).create(&path) {
+            match fs::DirBuilder::new().mode(mode(job)).create(&path) {
                 // Only a repeated START or a crash in between can have left one.
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
@@ -249,6 +249,15 @@ fn is_empty(path: &Path) -> bool {
 
 fn is_process(job: &Job) -> bool {
     matches!(job.body.task, Task::Exec(_))
+}
+
+/// Of an attempt's directory. The users of processes and guests pass through it to what is theirs. What
+/// a container may write is open to whatever user its image has, and so to nobody by way of here.
+fn mode(job: &Job) -> u32 {
+    match &job.body.task {
+        Task::Docker(_) => 0o700,
+        Task::Exec(_) | Task::Qemu(_) | Task::Sim(_) => 0o711,
+    }
 }
 
 fn uses_tmp(job: &Job) -> bool {

@@ -36,6 +36,7 @@ use pronto_payloads::demand::Runtime;
 use pronto_payloads::hello::{LauncherHello, Mode, OwnerSummary};
 use pronto_payloads::ids::{BootId, ControllerEpoch, NodeUuid, OwnerId, SessionEpoch};
 use pronto_payloads::instance::{InstanceReport, digest_item};
+use pronto_payloads::limits;
 use pronto_payloads::node::NodeFacts;
 use pronto_payloads::place::AttemptId;
 use record::Record;
@@ -82,6 +83,9 @@ pub struct Settings {
 
 /// Ended attempts that may wait for an acknowledgement: 8 MiB of memory, an hour of short tasks.
 pub const UNACKNOWLEDGED: usize = 16_384;
+
+/// No report is longer: the words of its end are most of it.
+pub const REPORT_BYTES: usize = 2 * limits::TEXT_BYTES;
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -246,6 +246,8 @@ fn rule_03_an_end_in_too_many_words_is_cut_and_acknowledged() {
     let page = node.take_frames(Operand::InventoryPage).remove(0);
     let page: Inventory = codec::decode(&page.payload.to_bytes()).unwrap();
     assert_eq!(page.entries.len(), 3);
+    let longest = page.entries.iter().map(|entry| codec::encode(entry).len());
+    assert!(longest.max().unwrap() <= REPORT_BYTES);
     page.entries.iter().for_each(cut);
     for report in node.reports() {
         node.frame(Operand::Ack, 0, ack(&report));
