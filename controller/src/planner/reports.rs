@@ -490,11 +490,16 @@ fn words(record: &EndRecord) -> String {
     }
 }
 
+/// What comes back as fast as it ends must not take the whole controller for itself.
+const BACKOFF_MIN_MS: u64 = 10;
+const BACKOFF_MAX_MIN_MS: u64 = 1000;
+
 /// The delay before the retry that follows `done` others: doubling, bounded.
 fn backoff_ns(first_ms: u64, max_ms: u64, done: u32) -> i64 {
     let ms = first_ms
+        .max(BACKOFF_MIN_MS)
         .saturating_mul(1_u64.checked_shl(done.min(32)).unwrap_or(u64::MAX))
-        .min(max_ms);
+        .min(max_ms.max(BACKOFF_MAX_MIN_MS));
     ns(ms)
 }
 
@@ -509,5 +514,7 @@ mod tests {
             [ms(0), ms(1), ms(2), ms(20), ms(4_000)],
             [100, 200, 400, 30_000, 30_000]
         );
+        let ms = |done| backoff_ns(0, 0, done) / 1_000_000;
+        assert_eq!([ms(0), ms(1), ms(2), ms(20)], [10, 20, 40, 1000]);
     }
 }

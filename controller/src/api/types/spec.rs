@@ -265,8 +265,9 @@ pub struct RestartPolicy {
     pub mode: RestartMode,
     /// Restarts at most; absent: no limit.
     pub limit: Option<u32>,
-    /// Before the first restart; doubles with each.
+    /// Before the first restart; doubles with each. Less than 10 is taken as 10.
     pub backoff_ms: u64,
+    /// Less than 1000 is taken as 1000.
     pub backoff_max_ms: u64,
 }
 
@@ -297,7 +298,9 @@ impl Default for RestartPolicy {
 pub struct ReschedulePolicy {
     /// New attempts at most; 0: never, the instance ends as `node_lost`.
     pub limit: u32,
+    /// As for a restart.
     pub backoff_ms: u64,
+    /// As for a restart.
     pub backoff_max_ms: u64,
 }
 
