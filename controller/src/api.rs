@@ -22,6 +22,7 @@ pub mod types;
 
 use crate::numbers::IdScheme;
 use crate::planner::{Actor, Call, Refused, Reply, Resolved};
+use crate::shares::{self, Full, Shares};
 use crate::shell::Clock;
 use crate::shell::engine::Planner;
 use crate::shell::hub::Hub;
@@ -31,11 +32,11 @@ use crate::store::{Meta, Reader, StoreError};
 use crate::streams::Streams;
 use pronto_payloads::ids::InstanceId;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use types::ErrorCode;
 
-/// Lists of instances and events that are made at once.
+/// Lists that are made at once, and of these for one tenant.
 const LISTS_AT_ONCE: usize = 32;
+const LISTS_OF_A_TENANT: usize = 8;
 /// Who finds no place comes again after this.
 const LIST_RETRY_MS: u64 = 1_000;
 
@@ -49,7 +50,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdScheme,
-    lists: Semaphore,
+    lists: Shares,
 }
 
 /// An instance that somebody named.
@@ -71,9 +72,14 @@ impl Target {
 impl App {
     /// A place among the lists that are made at once. Each costs as much as a hundred submissions,
     /// so that those who ask for more must come again, and nobody else waits behind them.
-    pub(crate) fn place_for_list(&self) -> Result<SemaphorePermit<'_>, Refused> {
-        self.lists.try_acquire().map_err(|_| {
-            let busy = format!("{LISTS_AT_ONCE} lists are being made, the most at once");
+    pub(crate) fn place_for_list(&self, actor: &Actor) -> Result<shares::Place, Refused> {
+        self.lists.take(actor.scope()).map_err(|full| {
+            let busy = match full {
+                Full::Most(most) => format!("{most} lists are being made, the most at once"),
+                Full::Share(share) => {
+                    format!("{share} lists are being made for your tenant, the most at once")
+                }
+            };
             Refused::new(ErrorCode::Busy, busy).retry_after(LIST_RETRY_MS)
         })
     }
@@ -95,7 +101,7 @@ impl App {
             metrics,
             clock,
             ids: IdScheme::new(meta.id_key),
-            lists: Semaphore::new(LISTS_AT_ONCE),
+            lists: Shares::new(LISTS_AT_ONCE, LISTS_OF_A_TENANT),
         }
     }
 
@@ -164,7 +170,7 @@ impl App {
         let suffix = text.to_owned();
         let by_name = living.is_empty() && past.is_empty() && !crate::numbers_like(text);
         // Names of what has ended are no key of the store's.
-        let _place = by_name.then(|| self.place_for_list()).transpose()?;
+        let _place = by_name.then(|| self.place_for_list(actor)).transpose()?;
         let ended = self
             .read(move |reader| {
                 if by_name {

@@ -9,6 +9,7 @@ mod config;
 pub mod numbers;
 pub mod planner;
 pub mod policy;
+mod shares;
 mod shell;
 pub mod spec;
 pub mod store;

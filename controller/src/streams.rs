@@ -5,6 +5,7 @@
 //! session on which nothing was open for [`WARM`] is closed; one that breaks ends its streams as
 //! unreachable.
 
+use crate::shares::{Full, Place, Shares};
 use crate::shell::dialer::Session;
 use bytes::{Buf, Bytes};
 use pronto_payloads::codec;
@@ -26,6 +27,8 @@ use tokio::sync::mpsc;
 const WARM: Duration = Duration::from_secs(600);
 /// Streams at once: the scheduler's own limit for a controller.
 const MAX_STREAMS: usize = 1024;
+/// Of one tenant's users.
+const STREAMS_OF_A_TENANT: usize = 256;
 /// Credit is granted back in pieces, not for each byte.
 const GRANT_BYTES: u32 = CREDIT_BYTES / 4;
 /// Room for all streams' input at once.
@@ -55,6 +58,7 @@ struct Inner {
     file_silence: Duration,
     connecting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    places: Shares,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +84,7 @@ pub(crate) struct Stream {
     ended: bool,
     /// How long nothing may come while something is waited for.
     silence: Option<Duration>,
+    _place: Place,
 }
 
 fn unreachable(text: impl Into<String>) -> StreamEnd {
@@ -110,27 +115,33 @@ impl Streams {
                 file_silence,
                 connecting: tokio::sync::Mutex::new(()),
                 state: Mutex::new(State::default()),
+                places: Shares::new(MAX_STREAMS, STREAMS_OF_A_TENANT),
             }),
         }
     }
 
-    /// Opens a stream to an instance on a node.
+    /// Opens a stream to an instance on a node, for a user of a tenant's or an administrator.
     pub(crate) async fn open(
         &self,
+        tenant: Option<&Arc<str>>,
         node: &str,
         instance: InstanceId,
         request: StreamRequest,
     ) -> Result<Stream, StreamEnd> {
+        let place = self.inner.places.take(tenant).map_err(|full| {
+            let text = match full {
+                Full::Most(most) => format!("{most} streams are open, the most"),
+                Full::Share(share) => format!("{share} streams of your tenant are open, the most"),
+            };
+            StreamEnd::Failed {
+                kind: StreamFailure::Busy,
+                text,
+            }
+        })?;
         let link = self.link().await?;
         let (sender, incoming) = mpsc::unbounded_channel();
         let id = {
             let mut state = self.inner.state();
-            if state.open.len() >= MAX_STREAMS {
-                return Err(StreamEnd::Failed {
-                    kind: StreamFailure::Busy,
-                    text: format!("{MAX_STREAMS} streams are open, the most"),
-                });
-            }
             state.next += 1;
             let id = state.next;
             state.open.insert(id, sender);
@@ -166,6 +177,7 @@ impl Streams {
             credit_bytes: 0,
             ended: false,
             silence,
+            _place: place,
         };
         stream.send(Frame::request(Operand::StreamOpen, id, payload))?;
         Ok(stream)

@@ -56,7 +56,7 @@ pub(crate) async fn list(
         before: query.after,
         limit,
     };
-    let _place = app.place_for_list()?;
+    let _place = app.place_for_list(&actor)?;
     let mut events = app.read(move |reader| reader.events(&filter)).await?;
     let next = (events.len() == limit)
         .then(|| events.last().map(|event| event.number))

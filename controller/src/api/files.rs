@@ -108,7 +108,7 @@ async fn open_to_attempt(
         app.ask(actor, Call::Enter { id, kind, message }).await?;
     }
     app.streams
-        .open(&node, id, checked.request)
+        .open(actor.scope(), &node, id, checked.request)
         .await
         .map(|stream| (stream, attempt))
         .map_err(|end| failed(&end))

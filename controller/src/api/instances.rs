@@ -165,7 +165,7 @@ pub(crate) async fn list(
 ) -> Result<Response, Refused> {
     let watch = query.watch.unwrap_or(false);
     let filters = Filters::of(query)?;
-    let place = app.place_for_list()?;
+    let place = app.place_for_list(&actor)?;
     if !watch {
         return Ok(ok(&page(&app, &actor, &filters).await?));
     }

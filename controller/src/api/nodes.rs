@@ -27,7 +27,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Caller(actor): Caller,
 ) -> Result<Response, Refused> {
-    let _place = app.place_for_list()?;
+    let _place = app.place_for_list(&actor)?;
     match app.ask(&actor, Call::Nodes).await? {
         Reply::Nodes(nodes) => Ok(ok(&NodeList { nodes })),
         _ => Err(internal()),

@@ -214,7 +214,11 @@ impl Output<'_> {
             attempt: Some(Attempt(attempt)),
         });
         let mut skip = self.sent.bytes;
-        let opened = self.app.streams.open(node, self.id, request).await;
+        let opened = self
+            .app
+            .streams
+            .open(self.actor.scope(), node, self.id, request)
+            .await;
         let mut stream = match opened {
             Ok(stream) => stream,
             Err(end) => return Ok(self.judge(end, attempt)),

@@ -15,7 +15,7 @@ use hyper::StatusCode;
 use std::sync::Arc;
 
 async fn tenants(app: &App, actor: &Actor) -> Result<Vec<Tenant>, Refused> {
-    let _place = app.place_for_list()?;
+    let _place = app.place_for_list(actor)?;
     match app.ask(actor, Call::Tenants).await? {
         Reply::Tenants(tenants) => Ok(tenants),
         _ => Err(internal()),
@@ -147,7 +147,7 @@ pub(crate) async fn list_workloads(
     Caller(actor): Caller,
     Query(query): Query<OneQuery>,
 ) -> Result<Response, Refused> {
-    let _place = app.place_for_list()?;
+    let _place = app.place_for_list(&actor)?;
     match app
         .ask(&actor, Call::Workloads(query.tenant.clone()))
         .await?
