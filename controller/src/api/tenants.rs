@@ -78,7 +78,8 @@ pub(crate) async fn update_tenant(
     Ok(ok(&tenant(&app, &actor, call).await?))
 }
 
-/// Deletes a tenant without living instances.
+/// Deletes a tenant without living instances. What is on record of those that have ended stays under
+/// its name until retention removes it.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants",
     params(("tenant" = String, Path)),
     responses((status = 204), (status = "4XX", body = ErrorBody)))]
