@@ -103,6 +103,12 @@ impl IdScheme {
     }
 }
 
+/// When an instance was admitted, as its id says.
+#[must_use]
+pub fn admitted_unix_ms(id: InstanceId) -> u64 {
+    u64::try_from(u128::from_be_bytes(id.0) >> 80).unwrap_or(u64::MAX)
+}
+
 /// Whether an id ends in a suffix that [`IdScheme::candidates`] accepted.
 #[must_use]
 pub fn ends_in(id: InstanceId, suffix: &str) -> bool {
@@ -159,6 +165,7 @@ mod tests {
         ] {
             let id = scheme.id(1_790_000_000_000, 0x3ff_ffff_ffff, seq);
             assert_eq!(id.uuid().get_version_num(), 7);
+            assert_eq!(admitted_unix_ms(id), 1_790_000_000_000);
             assert_eq!(scheme.seq(id, seq), seq);
             assert_eq!(scheme.seq(id, seq + 1000), seq);
         }

@@ -96,15 +96,10 @@ pub trait Store {
     /// Anything but a full disk; the caller must end the process.
     fn commit(&mut self, batches: &[Batch]) -> Result<Committed, StoreError>;
 
-    /// What is known of an instance that is not alive: for reports about the past.
+    /// Whether an instance that is not alive has ended here, also where retention has removed it: for
+    /// reports about the past.
     ///
     /// # Errors
     /// If it can't be read.
-    fn lookup(&mut self, id: InstanceId) -> Result<Option<PastInstance>, StoreError>;
-}
-
-/// An instance that has ended, found on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PastInstance {
-    pub attempt: u32,
+    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError>;
 }

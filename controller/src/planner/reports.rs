@@ -13,7 +13,7 @@ use super::journal::{After, ToAck};
 use super::state::{State, ns};
 use crate::api::types::{EndReason, EndRecord, InstanceState, RestartMode, Severity};
 use crate::spec;
-use crate::store::{AfterStop, EndRow, EventRow, PastInstance, Write};
+use crate::store::{AfterStop, EndRow, EventRow, Write};
 use pronto_payloads::codec::{encode, encode_into};
 use pronto_payloads::control::{Ack, Delete, Stop, ToNode};
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase as NodePhase};
@@ -441,7 +441,7 @@ impl State {
         self.out.push(Effect::Lookup { lookup, id });
     }
 
-    pub(crate) fn on_looked_up(&mut self, lookup: u64, found: Option<PastInstance>) {
+    pub(crate) fn on_looked_up(&mut self, lookup: u64, is_over: bool) {
         let Some((node, report)) = self.link.lookups.remove(&lookup) else {
             return;
         };
@@ -449,9 +449,10 @@ impl State {
             // It was opened again meanwhile; the next report finds it.
             return;
         }
-        match found {
-            Some(_) => self.on_stale(node, &report),
-            None => self.quarantine(node, &report),
+        if is_over {
+            self.on_stale(node, &report);
+        } else {
+            self.quarantine(node, &report);
         }
     }
 

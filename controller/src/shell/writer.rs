@@ -111,8 +111,8 @@ fn work(
             }
         }
         for (lookup, id) in lookups.drain(..) {
-            let found = store.lookup(id)?;
-            let event = Event::LookedUp { lookup, found };
+            let is_over = store.is_over(id)?;
+            let event = Event::LookedUp { lookup, is_over };
             if inbox.blocking_send(Message::Event(event)).is_err() {
                 return Ok(());
             }

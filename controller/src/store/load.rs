@@ -1,5 +1,6 @@
 //! Reading a store back: what a planner starts from, and single rows of the past.
 
+use super::StoreError;
 use super::rows::{
     AfterStop, AmendRow, EndRow, Meta, NodeRow, Snapshot, SpecRow, StopIntent, StoredSubmission,
     SubmissionRow, TenantRow, WorkloadRow,
@@ -7,9 +8,8 @@ use super::rows::{
 use super::sqlite::{
     OpenOptions, TenantJson, put_meta, signed, state_of, unpack_numbers, unsigned,
 };
-use super::{PastInstance, StoreError};
 use crate::api::types::{InstanceState, Spec};
-use crate::numbers::IdScheme;
+use crate::numbers::{IdScheme, admitted_unix_ms};
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{BootId, InstanceId, NodeUuid, OwnerId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -87,6 +87,9 @@ pub(super) fn meta(connection: &Connection) -> Result<Meta, StoreError> {
 }
 
 /// The columns that [`submission`] reads.
+/// When the latest submission that retention has removed was admitted.
+pub(crate) const PURGED_UNIX_MS: &str = "purged_unix_ms";
+
 pub(crate) const SUBMISSION: &str =
     "first_seq, count, request, digest, tenant, spec, name, unix_ms, nonce, admitted_ns";
 
@@ -336,27 +339,32 @@ pub(crate) fn submission_of(
     Ok(found.filter(|row| seq < row.first_seq + u64::from(row.count)))
 }
 
-/// What is known of an instance that is not alive.
-pub(crate) fn past(
+/// Whether an instance that is not alive has ended.
+pub(crate) fn is_over(
     connection: &Connection,
     ids: IdScheme,
     id: InstanceId,
-) -> Result<Option<PastInstance>, StoreError> {
+) -> Result<bool, StoreError> {
+    // What was admitted before something that retention has removed, and is not here, was removed too:
+    // also in a backup of this store.
+    let purged: Option<i64> = connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([PURGED_UNIX_MS], |row| row.get(0))
+        .optional()?;
+    let is_purged = purged.is_some_and(|purged| admitted_unix_ms(id) <= unsigned(purged));
     let newest: i64 = connection
         .prepare_cached("SELECT coalesce(max(first_seq), 0) FROM submissions")?
         .query_row([], |row| row.get(0))?;
     // The newest submission has at most so many instances.
     let newest = unsigned(newest) + u64::from(crate::api::types::MAX_COUNT);
     let seq = ids.seq(id, newest);
-    let Some(row) = submission_of(connection, seq)? else {
-        return Ok(None);
-    };
-    if ids.id(row.unix_ms, row.nonce, seq) != id {
-        return Ok(None);
+    let known =
+        submission_of(connection, seq)?.filter(|row| ids.id(row.unix_ms, row.nonce, seq) == id);
+    if known.is_none() {
+        return Ok(is_purged);
     }
-    let attempt: Option<u32> = connection
-        .prepare_cached("SELECT attempt FROM ends WHERE seq = ?1")?
-        .query_row([signed(seq)], |row| row.get(0))
-        .optional()?;
-    Ok(attempt.map(|attempt| PastInstance { attempt }))
+    let ended = connection
+        .prepare_cached("SELECT 1 FROM ends WHERE seq = ?1")?
+        .exists([signed(seq)])?;
+    Ok(ended)
 }

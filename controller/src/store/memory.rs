@@ -5,7 +5,7 @@ use super::rows::{
     AmendRow, EndRow, EventRow, Meta, NodeRow, Snapshot, SpecRow, StoredSubmission, SubmissionRow,
     TenantRow, WorkloadRow, Write,
 };
-use super::{Batch, Committed, PastInstance, Store, StoreError};
+use super::{Batch, Committed, Store, StoreError};
 use crate::numbers::IdScheme;
 use pronto_payloads::ids::{InstanceId, OwnerId};
 use std::collections::BTreeMap;
@@ -182,7 +182,7 @@ impl Store for MemoryStore {
         })
     }
 
-    fn lookup(&mut self, id: InstanceId) -> Result<Option<PastInstance>, StoreError> {
+    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError> {
         let ids = IdScheme::new(self.meta.id_key);
         let newest = self
             .submissions
@@ -195,12 +195,6 @@ impl Store for MemoryStore {
             .next_back()
             .filter(|(first, (row, _))| seq < **first + u64::from(row.count))
             .is_some_and(|(_, (row, _))| ids.id(row.unix_ms, row.nonce, seq) == id);
-        Ok(self
-            .ends
-            .get(&seq)
-            .filter(|_| known)
-            .map(|end| PastInstance {
-                attempt: end.attempt,
-            }))
+        Ok(known && self.ends.contains_key(&seq))
     }
 }

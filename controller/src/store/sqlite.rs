@@ -2,7 +2,7 @@
 //! batches that are waiting.
 
 use super::rows::{AmendRow, EndRow, EventRow, Snapshot, StopIntent, SubmissionRow, Times, Write};
-use super::{Batch, Committed, PastInstance, Store, StoreError, load, schema};
+use super::{Batch, Committed, Store, StoreError, load, schema};
 use crate::api::types::{InstanceState, Severity, UsageView};
 use crate::numbers::IdScheme;
 use pronto_payloads::hello::Mode;
@@ -124,10 +124,10 @@ impl SqliteStore {
         events_before_unix_ms: u64,
     ) -> Result<bool, StoreError> {
         let transaction = self.connection.transaction()?;
-        let old: Vec<(i64, i64, i64)> = transaction
+        let old: Vec<(i64, i64, i64, i64)> = transaction
             .prepare_cached(
                 // The newest row stays: the next number follows from it.
-                "SELECT first_seq, count, spec FROM submissions WHERE done = 1 AND unix_ms < ?1
+                "SELECT first_seq, count, spec, unix_ms FROM submissions WHERE done = 1 AND unix_ms < ?1
                  AND first_seq < (SELECT max(first_seq) FROM submissions)
                  AND NOT EXISTS (SELECT 1 FROM ends WHERE seq >= first_seq
                                  AND seq < first_seq + count AND ended_unix_ms >= ?1)
@@ -135,10 +135,10 @@ impl SqliteStore {
             )?
             .query_map(
                 params![signed(instances_before_unix_ms), PURGE_SUBMISSIONS],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )?
             .collect::<Result<_, _>>()?;
-        for (first, count, _) in &old {
+        for (first, count, ..) in &old {
             transaction
                 .prepare_cached("DELETE FROM ends WHERE seq >= ?1 AND seq < ?1 + ?2")?
                 .execute(params![first, count])?;
@@ -146,7 +146,7 @@ impl SqliteStore {
                 .prepare_cached("DELETE FROM submissions WHERE first_seq = ?1")?
                 .execute([first])?;
         }
-        let specs: BTreeSet<i64> = old.iter().map(|(_, _, spec)| *spec).collect();
+        let specs: BTreeSet<i64> = old.iter().map(|(_, _, spec, _)| *spec).collect();
         for spec in specs {
             transaction
                 .prepare_cached(
@@ -154,6 +154,14 @@ impl SqliteStore {
                      AND NOT EXISTS (SELECT 1 FROM submissions WHERE spec = ?1)",
                 )?
                 .execute([spec])?;
+        }
+        if let Some((.., newest)) = old.last() {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO meta (key, value) VALUES (?1, ?2)
+                     ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
+                )?
+                .execute(params![load::PURGED_UNIX_MS, newest])?;
         }
         let events = transaction
             .prepare_cached(
@@ -262,8 +270,8 @@ impl Store for SqliteStore {
         }
     }
 
-    fn lookup(&mut self, id: InstanceId) -> Result<Option<PastInstance>, StoreError> {
-        load::past(&self.connection, self.ids, id)
+    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError> {
+        load::is_over(&self.connection, self.ids, id)
     }
 }
 

@@ -4,6 +4,7 @@
 use pronto_controller::api::types::{
     EndReason, InstanceState, QuotaLimits, Severity, SimSpec, Spec, TaskSpec,
 };
+use pronto_controller::numbers::IdScheme;
 use pronto_controller::store::read::{EndedFilter, EventFilter};
 use pronto_controller::store::sqlite::OpenOptions;
 use pronto_controller::store::{
@@ -186,7 +187,7 @@ fn everything_comes_back_as_it_was_written() {
     };
     assert_eq!(read.end, written);
     assert_eq!(reader.ended_by_id(read.id).unwrap().unwrap().end.seq, 2);
-    assert!(store.lookup(read.id).unwrap().is_some());
+    assert!(store.is_over(read.id).unwrap());
     assert_eq!(
         reader
             .events(&EventFilter {
@@ -202,7 +203,7 @@ fn everything_comes_back_as_it_was_written() {
     // Forgotten, it is a tombstone: unknown to users, known to reconciliation.
     store.commit(&[batch(3, vec![Write::Forget(2)])]).unwrap();
     assert!(reader.ended_by_id(read.id).unwrap().is_none());
-    assert!(store.lookup(read.id).unwrap().is_some());
+    assert!(store.is_over(read.id).unwrap());
 }
 
 #[test]
@@ -427,6 +428,14 @@ fn retention_removes_what_has_ended_long_ago_and_nothing_else() {
         .map(|ended| ended.end.seq)
         .collect();
     assert_eq!(left, [4, 2]);
+    // What a node that was away for longer still has.
+    let scheme = IdScheme::new(OPTIONS.id_key);
+    let row = submission(1, 1, 1000);
+    assert!(store.is_over(scheme.id(1000, row.nonce, 1)).unwrap());
+    let alive = submission(3, 1, 1000);
+    assert!(!store.is_over(scheme.id(1000, alive.nonce, 3)).unwrap());
+    let of_another_store = scheme.id(1001, 7, 1);
+    assert!(!store.is_over(of_another_store).unwrap());
     drop(store);
     let (_, found) = open(dir.path());
     assert_eq!((found.meta.next_seq, found.meta.next_event), (5, 5));

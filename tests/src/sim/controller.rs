@@ -236,8 +236,8 @@ impl Controller {
                 Effect::Send(frame) => wishes.send.push(frame),
                 Effect::DropSession { reason } => wishes.drop_session = Some(reason),
                 Effect::Lookup { lookup, id } => {
-                    let found = self.store.lookup(id).expect("memory does not fail");
-                    looked_up.push(Event::LookedUp { lookup, found });
+                    let is_over = self.store.is_over(id).expect("memory does not fail");
+                    looked_up.push(Event::LookedUp { lookup, is_over });
                 }
                 reply @ (Effect::Reply { .. } | Effect::Changed(_)) => wishes.replies.push(reply),
                 Effect::Recorded(_) | Effect::Warn(_) => {}
