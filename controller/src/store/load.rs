@@ -86,10 +86,10 @@ pub(super) fn meta(connection: &Connection) -> Result<Meta, StoreError> {
     })
 }
 
-/// The columns that [`submission`] reads.
 /// When the latest submission that retention has removed was admitted.
 pub(crate) const PURGED_UNIX_MS: &str = "purged_unix_ms";
 
+/// The columns that [`submission`] reads.
 pub(crate) const SUBMISSION: &str =
     "first_seq, count, request, digest, tenant, spec, name, unix_ms, nonce, admitted_ns";
 
