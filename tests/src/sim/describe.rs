@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use pronto_payloads::codec::{decode, take};
 use pronto_payloads::control::{Ack, FromNode, Stop, ToNode};
+use pronto_payloads::demand::Constraint;
 use pronto_payloads::instance::{InstanceReport, Inventory};
 use pronto_payloads::node::{NodeConnected, NodeDisconnected, Status};
 use pronto_payloads::place::{AttemptId, Placed, StartFailure, StartPrefix, StartStamp};
@@ -33,10 +34,11 @@ fn said(from: Role, to: Role, frame: &Frame) -> Option<String> {
             };
             let prefix = take::<StartPrefix>(&mut bytes).ok()?;
             Some(format!(
-                "{stamp} {} of {} millis, {} MiB",
+                "{stamp} {} of {} millis, {} MiB{}",
                 attempt(&prefix.id),
                 prefix.demand.cpu_millis,
-                prefix.demand.memory_mib
+                prefix.demand.memory_mib,
+                further_needs(&prefix)
             ))
         }
         Operand::Placed => {
@@ -108,6 +110,29 @@ fn said(from: Role, to: Role, frame: &Frame) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// What else a START asks for, if it does.
+fn further_needs(prefix: &StartPrefix) -> String {
+    let demand = &prefix.demand;
+    let mut text = String::new();
+    if demand.disk_mib > 0 {
+        text.push_str(&format!(", {} MiB of disk", demand.disk_mib));
+    }
+    let (devices, each) = demand.gpu_shape();
+    if devices > 0 {
+        text.push_str(&format!(", {devices} GPUs of {each} millis"));
+    }
+    for resource in &demand.resources {
+        text.push_str(&format!(", {} {}", resource.count, resource.name));
+    }
+    for constraint in &prefix.constraints {
+        match constraint {
+            Constraint::Node(name) => text.push_str(&format!(", on {name}")),
+            Constraint::Label { key, value } => text.push_str(&format!(", {key}={value}")),
+        }
+    }
+    text
 }
 
 /// Of what comes through the scheduler: from which node.

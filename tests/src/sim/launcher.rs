@@ -5,6 +5,7 @@
 //! is not on disk, and dies with it. Power loss takes everything that runs, changes the boot id, and
 //! takes back what the store had not synced.
 
+use super::equipment::Equipment;
 use super::net::{ConnId, MS, Time};
 use super::oracle::{Ending, Oracle, Running};
 use super::plant::Plant;
@@ -15,10 +16,10 @@ use pronto_launcher::supervisor::memory::MemoryStore;
 use pronto_launcher::supervisor::{
     Durable, Effect, Event, Found, Job, Settings, StopCause, Supervisor,
 };
-use pronto_payloads::demand::{Capacity, Runtime};
+use pronto_payloads::demand::Runtime;
 use pronto_payloads::ids::{BootId, NodeUuid, SessionEpoch};
 use pronto_payloads::instance::{End, EndCause, Usage};
-use pronto_payloads::node::{Label, NodeFacts, NodeLoad};
+use pronto_payloads::node::{NodeFacts, NodeLoad};
 use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
 use pronto_protocol::Frame;
@@ -66,7 +67,7 @@ pub struct Node {
     pub index: u32,
     pub name: String,
     uuid: NodeUuid,
-    capacity: Capacity,
+    pub equipment: Equipment,
     boots: u64,
     booted_at: Time,
     /// The launcher process; none while it is dead.
@@ -110,14 +111,14 @@ pub struct Wishes {
 impl Node {
     /// A machine that has just booted; its launcher is not started.
     #[must_use]
-    pub fn new(index: u32, capacity: Capacity, dialer: Dialer) -> Self {
+    pub fn new(index: u32, equipment: Equipment, dialer: Dialer) -> Self {
         let mut uuid = [1; 16];
         uuid[..4].copy_from_slice(&index.to_le_bytes());
         Self {
             index,
-            name: format!("node-{index}"),
+            name: equipment.name.clone(),
             uuid: NodeUuid(uuid),
-            capacity,
+            equipment,
             boots: 1,
             booted_at: 0,
             supervisor: None,
@@ -180,11 +181,8 @@ impl Node {
             facts: NodeFacts {
                 hostname: self.name.clone(),
                 address: String::new(),
-                allocatable: self.capacity.clone(),
-                labels: vec![Label {
-                    key: "hostname".to_owned(),
-                    value: self.name.clone(),
-                }],
+                allocatable: self.equipment.capacity.clone(),
+                labels: self.equipment.labels.clone(),
                 runtimes: vec![Runtime::Exec, Runtime::Sim],
                 schema_min: pronto_payloads::SCHEMA_MIN,
                 schema_max: pronto_payloads::SCHEMA,
@@ -266,7 +264,7 @@ impl Node {
     pub fn is_idle(&self) -> bool {
         self.supervisor
             .as_ref()
-            .is_some_and(|supervisor| supervisor.free() == self.capacity)
+            .is_some_and(|supervisor| supervisor.free() == self.equipment.capacity)
     }
 
     /// What was written so far is on the platter.
@@ -338,7 +336,7 @@ impl Node {
                     sabotage::postdate(&mut frame);
                 }
                 if let Some((id, end)) = sabotage::end_in(&frame) {
-                    oracle.refuses(self.index, id, &end, now);
+                    oracle.refuses(self.index, id, &end);
                     if plant == Some(Plant::LosesEnds) {
                         self.store.apply(&Durable::Deleted(id));
                         if !self.ends_said.insert(id) {
@@ -442,6 +440,7 @@ impl Node {
                 node: self.index,
                 since: self.time(job.received_at),
                 demand: job.demand.clone(),
+                gpus: job.gpus.clone(),
                 on_disconnect: job.body.on_disconnect,
                 tenant: job.body.tenant.clone(),
                 durable: job.runtime() == Runtime::Exec,

@@ -11,6 +11,7 @@
 
 pub mod controller;
 pub mod describe;
+pub mod equipment;
 pub mod faults;
 pub mod launcher;
 pub mod net;

@@ -4,13 +4,16 @@
 //! and nothing of what the daemons believe. From that it checks the invariants of ARCHITECTURE.md;
 //! the first violation ends the simulation.
 
+use super::equipment::{self, Equipment, Taken};
 use super::net::Time;
+use pronto_controller::api::types::Spec;
 use pronto_payloads::demand::{Capacity, Demand};
 use pronto_payloads::ids::{Attempt, InstanceId, OwnerId};
 use pronto_payloads::instance::{End, EndCause};
-use pronto_payloads::place::AttemptId;
+use pronto_payloads::place::{AttemptId, GpuShare, StartPrefix, StartStamp};
 use pronto_payloads::start::OnDisconnect;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// One attempt that runs.
 #[derive(Clone, Debug)]
@@ -19,6 +22,8 @@ pub struct Running {
     /// When its node got it: work that waited through an outage had its successor by then.
     pub since: Time,
     pub demand: Demand,
+    /// The devices that it was given.
+    pub gpus: Vec<GpuShare>,
     pub on_disconnect: OnDisconnect,
     pub tenant: String,
     /// Its end outlives its launcher process.
@@ -32,8 +37,15 @@ pub struct Acknowledged {
     pub tenant: String,
     pub stop: bool,
     pub deleted: bool,
-    /// It may expire.
-    pub expires: bool,
+    /// What was asked for.
+    pub spec: Arc<Spec>,
+}
+
+/// What a tenant may use at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Quota {
+    pub instances: u64,
+    pub gpu_millis: u64,
 }
 
 /// How an attempt ended on its node.
@@ -80,17 +92,17 @@ pub struct Oracle {
     sent: BTreeSet<AttemptId>,
     /// How many STARTs controllers sent in all.
     pub starts: usize,
-    capacities: BTreeMap<u32, Capacity>,
-    /// The quota of instances that each tenant has, where it has one.
-    pub quotas: BTreeMap<String, u64>,
+    nodes: BTreeMap<u32, Equipment>,
+    /// The quotas that tenants have, where they have some.
+    pub quotas: BTreeMap<String, Quota>,
     /// The first violation.
     pub violation: Option<String>,
 }
 
 impl Oracle {
-    /// A node and all that it may promise.
-    pub fn add_node(&mut self, node: u32, capacity: Capacity) {
-        self.capacities.insert(node, capacity);
+    /// A node, and all that it may promise.
+    pub fn add_node(&mut self, node: u32, equipment: Equipment) {
+        self.nodes.insert(node, equipment);
     }
 
     /// Says that something forbidden has happened; the first one counts.
@@ -178,6 +190,7 @@ impl Oracle {
             ));
         }
         let (node, tenant) = (running.node, running.tenant.clone());
+        self.check_what_was_asked(id, &running);
         self.running.insert(id, running);
         self.check_capacity(node);
         self.check_quota(id.owner, &tenant);
@@ -213,19 +226,64 @@ impl Oracle {
         }
     }
 
-    /// A launcher has said that an attempt will not run: not for want of room that the scheduler
-    /// had promised, unless it lied.
-    pub fn refuses(&mut self, node: u32, id: AttemptId, end: &End, now: Time) {
-        if end.cause != EndCause::Rejected || !self.refused.insert(id) {
+    /// A launcher has said that an attempt will not run.
+    pub fn refuses(&mut self, node: u32, id: AttemptId, end: &End) {
+        if end.cause == EndCause::Rejected && self.refused.insert(id) {
+            *self.refused_by.entry(node).or_default() += 1;
+        }
+    }
+
+    /// Whether what a node says now, or said a while ago, may be false.
+    fn is_liar(&self, node: u32, now: Time) -> bool {
+        self.lying_until.get(&node).is_some_and(|at| now < *at)
+    }
+
+    /// A START reaches its launcher, which has so much to give: the scheduler promised no more, gave
+    /// devices that are there, and chose a node that is what was asked for; unless the node lied.
+    pub fn arrives(
+        &mut self,
+        node: u32,
+        prefix: &StartPrefix,
+        stamp: &StartStamp,
+        free: &Capacity,
+        now: Time,
+    ) {
+        let id = prefix.id;
+        if !equipment::are_devices_for(&prefix.demand, &stamp.gpus) {
+            let (gpus, demand) = (&stamp.gpus, &prefix.demand);
+            self.violate(format!("{id:?} was given {gpus:?} for {demand:?}"));
+        }
+        if self.is_liar(node, now) {
             return;
         }
-        *self.refused_by.entry(node).or_default() += 1;
-        let lied = self.lying_until.get(&node).is_some_and(|at| now < *at);
-        if end.message.starts_with("not free on this node") && !lied {
+        let mut taken = Taken::default();
+        taken.add(&prefix.demand, &stamp.gpus);
+        if let Some(what) = taken.exceeds(free) {
             self.violate(format!(
-                "invariant 1: node {node} was promised to {id:?} and is honest: {}",
-                end.message
+                "invariant 1: node {node} was promised to {id:?} and is honest: {what} that are free"
             ));
+        }
+        let is = &self.nodes[&node];
+        let unmet = prefix.constraints.iter().find(|it| !is.meets(it)).cloned();
+        if let Some(unmet) = unmet {
+            self.violate(format!("{id:?} asked for {unmet:?}, and came to {node}"));
+        }
+    }
+
+    /// What runs is what its user asked for, where it asked to run.
+    fn check_what_was_asked(&mut self, id: AttemptId, running: &Running) {
+        let Some(promise) = self.acknowledged.get(&id.instance) else {
+            return;
+        };
+        let spec = Arc::clone(&promise.spec);
+        if !equipment::is_as_asked(&running.demand, &spec.demand) {
+            let (really, asked) = (&running.demand, &spec.demand);
+            self.violate(format!("{id:?} runs with {really:?}, and asked {asked:?}"));
+        }
+        let lied = self.is_liar(running.node, running.since);
+        if !lied && !self.nodes[&running.node].suits(&spec) {
+            let (node, asked) = (running.node, &spec.constraints);
+            self.violate(format!("{id:?} runs on {node}, and asked for {asked:?}"));
         }
     }
 
@@ -253,19 +311,11 @@ impl Oracle {
 
     /// Invariant 1.
     fn check_capacity(&mut self, node: u32) {
-        let capacity = &self.capacities[&node];
         let mine = self.running.values().filter(|running| running.node == node);
-        let (mut cpu, mut memory) = (0_u64, 0_u64);
-        for running in mine {
-            cpu += u64::from(running.demand.cpu_millis);
-            memory += u64::from(running.demand.memory_mib);
-        }
-        if cpu > u64::from(capacity.cpu_millis) || memory > u64::from(capacity.memory_mib) {
-            let text = format!(
-                "invariant 1: node {node} runs {cpu} millis and {memory} MiB of {} and {}",
-                capacity.cpu_millis, capacity.memory_mib
-            );
-            self.violate(text);
+        let mut taken = Taken::default();
+        mine.for_each(|running| taken.add(&running.demand, &running.gpus));
+        if let Some(what) = taken.exceeds(&self.nodes[&node].capacity) {
+            self.violate(format!("invariant 1: node {node} runs {what}"));
         }
     }
 
@@ -275,18 +325,19 @@ impl Oracle {
         let Some(&quota) = self.quotas.get(tenant) else {
             return;
         };
-        let instances: BTreeSet<_> = self
+        let instances: BTreeMap<_, _> = self
             .running
             .iter()
             .filter(|(id, running)| id.owner == owner && running.tenant == tenant)
             .filter(|(_, running)| !self.is_excused_since(owner, running.node, running.since))
-            .map(|(id, _)| id.instance)
-            .filter(|instance| !self.forgotten.contains(instance))
+            .map(|(id, running)| (id.instance, u64::from(running.demand.gpu_total_millis())))
+            .filter(|(instance, _)| !self.forgotten.contains(instance))
             .collect();
-        if instances.len() as u64 > quota {
-            let count = instances.len();
+        let count = instances.len() as u64;
+        let gpu_millis: u64 = instances.values().sum();
+        if count > quota.instances || gpu_millis > quota.gpu_millis {
             self.violate(format!(
-                "invariant 4: {tenant} runs {count} instances, its quota is {quota}"
+                "invariant 4: {tenant} runs {count} instances on {gpu_millis} GPU millis, has {quota:?}"
             ));
         }
     }

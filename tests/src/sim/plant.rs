@@ -35,11 +35,15 @@ pub enum Plant {
     PostdatesInventories,
     /// A store that was restored goes on with the numbers of its backup.
     RepeatsNumbers,
+    /// The scheduler gives the first GPU of a node to everybody.
+    GivesFirstGpu,
+    /// The controller forgets on which nodes a workload may run.
+    ForgetsConstraints,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -52,6 +56,8 @@ impl Plant {
         Self::ProlongsLeases,
         Self::PostdatesInventories,
         Self::RepeatsNumbers,
+        Self::GivesFirstGpu,
+        Self::ForgetsConstraints,
     ];
 
     /// Its name on the command line.
@@ -70,6 +76,8 @@ impl Plant {
             Self::ProlongsLeases => "prolongs-leases",
             Self::PostdatesInventories => "postdates-inventories",
             Self::RepeatsNumbers => "repeats-numbers",
+            Self::GivesFirstGpu => "gives-first-gpu",
+            Self::ForgetsConstraints => "forgets-constraints",
         }
     }
 

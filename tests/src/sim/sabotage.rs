@@ -5,7 +5,7 @@ use pronto_payloads::control::FromNode;
 use pronto_payloads::ids::{Attempt, InstanceId, Seq};
 use pronto_payloads::instance::{End, InstanceReport, Inventory};
 use pronto_payloads::node::{Lease, Status};
-use pronto_payloads::place::AttemptId;
+use pronto_payloads::place::{AttemptId, StartPrefix, StartStamp};
 use pronto_protocol::{Frame, Operand};
 
 /// Whether the frame is a READY, FULL or MAINTENANCE.
@@ -55,6 +55,30 @@ pub fn prolong(frame: &mut Frame) {
     {
         lease.lease_ms *= 100;
         frame.payload = encode(&lease).into();
+    }
+}
+
+/// A START whose devices are those from the first on.
+pub fn give_first_gpu(frame: &mut Frame) {
+    let mut bytes = frame.payload.to_bytes();
+    if frame.operand == Operand::Start
+        && let Ok(mut stamp) = take::<StartStamp>(&mut bytes)
+    {
+        for (device, share) in (0..).zip(&mut stamp.gpus) {
+            share.device = device;
+        }
+        frame.payload = [encode(&stamp), bytes].concat().into();
+    }
+}
+
+/// A START that may go anywhere.
+pub fn forget_constraints(frame: &mut Frame) {
+    let mut bytes = frame.payload.to_bytes();
+    if frame.operand == Operand::Start
+        && let Ok(mut prefix) = take::<StartPrefix>(&mut bytes)
+    {
+        prefix.constraints.clear();
+        frame.payload = [encode(&prefix), bytes].concat().into();
     }
 }
 

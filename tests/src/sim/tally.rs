@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// Everything that seeds must show: what breaks, what users do, and what comes of both. A queue that
 /// takes nothing more is counted too, and not expected: its sender holds back where it is brimming.
-pub const EXPECTED: [&str; 28] = [
+pub const EXPECTED: [&str; 32] = [
     "scheduler killed",
     "controller killed",
     "launcher killed",
@@ -34,6 +34,10 @@ pub const EXPECTED: [&str; 28] = [
     "quota exceeded",
     "attempt taken back",
     "store restored",
+    "whole GPUs given",
+    "share of a GPU given",
+    "named resource given",
+    "constraint met",
 ];
 
 /// Counts by name.

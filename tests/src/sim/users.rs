@@ -1,5 +1,7 @@
 //! What users and administrators do while things break: submit, stop, delete, drain, exceed quotas.
 
+use super::equipment::{self, Equipment};
+use super::oracle::Quota;
 use super::rng::Rng;
 use pronto_controller::api::types::{
     CreateTenant, DemandSpec, ExecSpec, OnDisconnectSpec, RestartMode, RestartPolicy, SimSpec,
@@ -12,8 +14,11 @@ use uuid::Uuid;
 
 /// A tenant with a small quota, which its users exceed.
 pub const SMALL_TENANT: &str = "small";
-/// Its quota of instances.
-pub const SMALL_QUOTA: u64 = 6;
+/// Its quota.
+pub const SMALL_QUOTA: Quota = Quota {
+    instances: 6,
+    gpu_millis: 2_500,
+};
 
 /// Longer than any fence takes.
 const LONG_MS: u64 = 15_000;
@@ -37,7 +42,8 @@ pub fn create_small_tenant() -> Call {
         privileged: None,
         submit_rate_per_s: None,
         quota: UpdateQuota {
-            instances: Some(Some(SMALL_QUOTA)),
+            instances: Some(Some(SMALL_QUOTA.instances)),
+            gpu_millis: Some(Some(SMALL_QUOTA.gpu_millis)),
             ..UpdateQuota::default()
         },
     })
@@ -69,8 +75,9 @@ pub fn equal(request: u8, count: u32, cpu_millis: u32, run_ms: u64) -> SubmitCal
     }
 }
 
-/// A submission of some instances with random needs.
-pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
+/// A submission of some instances with random needs, to a cluster that has these nodes if they are
+/// equipped.
+pub fn submit(rng: &mut Rng, now_ns: i64, equipped: Option<&[Equipment]>) -> SubmitCall {
     // Half of a small cluster's capacity on average, and all of it in bursts.
     let run_ms = match rng.below(40) {
         0..18 => rng.between(0, 20),
@@ -114,6 +121,9 @@ pub fn submit(rng: &mut Rng, now_ns: i64) -> SubmitCall {
     }
     if rng.per_mille(100) {
         spec.pending_timeout_ms = Some(rng.between(100, 5000));
+    }
+    if let Some(nodes) = equipped {
+        equipment::ask_for_more(rng, &mut spec, nodes, run_ms >= LONG_MS);
     }
     let tenant = if rng.per_mille(200) {
         SMALL_TENANT

@@ -6,6 +6,7 @@
 
 use super::controller::{self, Controller};
 use super::describe;
+use super::equipment::Equipment;
 use super::faults::{self, Cast, Fault};
 use super::launcher::{self, Later, Node};
 use super::net::{Arrival, ConnId, Host, MS, Net, Room, Side, Time};
@@ -16,14 +17,13 @@ use super::sabotage;
 use super::scheduler::{SchedulerHost, TICK, Touched};
 use super::tally::Tally;
 use super::users;
-use pronto_controller::api::types::{EndReason, InstanceState};
+use pronto_controller::api::types::{EndReason, InstanceState, Spec};
 use pronto_controller::planner::{
     Call, Effect as Answer, Event as PlannerEvent, Reply, SessionUp as PlannerSessionUp,
     Settings as PlannerSettings, SubmitCall, Token,
 };
 use pronto_launcher::supervisor::Event as LauncherEvent;
 use pronto_payloads::codec::{decode, decode_prefix};
-use pronto_payloads::demand::Capacity;
 use pronto_payloads::hello::SchedulerWelcome;
 use pronto_payloads::ids::{InstanceId, Term};
 use pronto_payloads::place::StartPrefix;
@@ -33,6 +33,7 @@ use pronto_scheduler::core::{BrokerConfig, Event as BrokerEvent};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod breaking;
@@ -52,6 +53,8 @@ pub struct SimConfig {
     pub controllers: u32,
     /// Every second launcher asks the schedulers in the other order.
     pub split: bool,
+    /// Nodes have GPUs, labels and countable resources, which users ask for.
+    pub equipped: bool,
     /// Faults and users act for so long.
     pub busy: Time,
     /// After that everything must have settled within this.
@@ -90,6 +93,7 @@ impl SimConfig {
             schedulers: if alone { 1 } else { 2 },
             controllers: if seed.is_multiple_of(6) { 2 } else { 1 },
             split: seed.is_multiple_of(7),
+            equipped: seed % 8 > 4,
             busy: 20_000 * MS,
             settle: 300_000 * MS,
             fault_every: 700 * MS,
@@ -219,7 +223,7 @@ struct SchedulerSlot {
 /// What a user waits for.
 #[derive(Clone, Debug)]
 enum Waiting {
-    Submit { tenant: String, expires: bool },
+    Submit { tenant: String, spec: Arc<Spec> },
     Stop { id: InstanceId, delete: bool },
     Restore { node: u32 },
     Other,
@@ -313,20 +317,23 @@ impl World {
         oracle
             .quotas
             .insert(users::SMALL_TENANT.to_owned(), users::SMALL_QUOTA);
+        let mut shop = Rng::new(!config.seed);
         let nodes = (0..config.nodes)
             .map(|index| {
-                let capacity = Capacity {
-                    cpu_millis: u32::try_from(rng.between(2, 6) * 1000).expect("small"),
-                    memory_mib: u32::try_from(rng.between(2, 6) * 1024).expect("small"),
-                    disk_mib: 100_000,
-                    ..Capacity::default()
-                };
-                oracle.add_node(index, capacity.clone());
+                let mut equipment = Equipment::plain(index, &mut rng);
+                if config.equipped {
+                    equipment.equip(&mut shop);
+                }
+                oracle.add_node(index, equipment.clone());
                 let mut order: Vec<u32> = (0..config.schedulers).collect();
                 if config.split && index % 2 == 1 {
                     order.reverse();
                 }
-                Node::new(index, capacity, dialer(order.into_iter(), Backoff::LONGEST))
+                Node::new(
+                    index,
+                    equipment,
+                    dialer(order.into_iter(), Backoff::LONGEST),
+                )
             })
             .collect();
         let controllers = (0..config.controllers)

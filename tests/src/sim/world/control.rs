@@ -254,7 +254,10 @@ impl World {
         } else {
             Vec::new()
         };
-        for frame in &send {
+        for mut frame in send {
+            if self.config.plant == Some(Plant::ForgetsConstraints) {
+                sabotage::forget_constraints(&mut frame);
+            }
             if frame.operand == Operand::Start
                 && let Ok((prefix, _)) = decode_prefix::<StartPrefix>(&frame.payload.to_bytes())
             {
@@ -262,7 +265,7 @@ impl World {
                 let durable = host.durable_attempt(prefix.id.instance);
                 self.oracle.sends(prefix.id, durable);
             }
-            match self.net.queue(conn, Side::Client, frame) {
+            match self.net.queue(conn, Side::Client, &frame) {
                 Ok(()) | Err(pronto_protocol::SendError::Closed) => {}
                 Err(pronto_protocol::SendError::Full { .. }) => {
                     self.close(conn, Side::Client);
@@ -322,7 +325,7 @@ impl World {
         };
         let waiting = self.waiting.remove(&token).map(|(_, waiting)| waiting);
         match (waiting, reply) {
-            (Some(Waiting::Submit { tenant, expires }), Ok(Reply::Submitted(submitted))) => {
+            (Some(Waiting::Submit { tenant, spec }), Ok(Reply::Submitted(submitted))) => {
                 self.say(format_args!(
                     "user has {} instances of {tenant}",
                     submitted.instances.len()
@@ -340,7 +343,7 @@ impl World {
                         tenant: tenant.clone(),
                         stop: false,
                         deleted: false,
-                        expires,
+                        spec: Arc::clone(&spec),
                     };
                     self.oracle.acknowledged.insert(id.into(), promise);
                 }
@@ -380,7 +383,11 @@ impl World {
         match self.rng.below(100) {
             0..70 => {
                 let now_ns = i64::try_from(self.now).expect("a simulation is short");
-                let submit = users::submit(&mut self.rng, now_ns);
+                let nodes: Option<Vec<_>> = self.config.equipped.then(|| {
+                    let nodes = self.nodes.iter();
+                    nodes.map(|node| node.equipment.clone()).collect()
+                });
+                let submit = users::submit(&mut self.rng, now_ns, nodes.as_deref());
                 self.submit(controller, submit);
             }
             70..90 => {
@@ -424,11 +431,9 @@ impl World {
         let tenant = submit.tenant.clone().unwrap_or_default();
         self.say(format_args!("user submits {} for {tenant}", submit.count));
         self.tally.count("submission");
-        let expires = submit
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.pending_timeout_ms.is_some());
-        let waiting = Waiting::Submit { tenant, expires };
+        let spec = submit.spec.clone().expect("users write no workloads");
+        let spec = Arc::new(spec);
+        let waiting = Waiting::Submit { tenant, spec };
         self.call(controller, Call::Submit(Box::new(submit)), waiting);
     }
 }

@@ -47,7 +47,7 @@ impl World {
                     .violate(format!("{id} was stopped, and nobody had asked for it"));
                 break;
             }
-            if end.state == InstanceState::Expired && !promise.expires {
+            if end.state == InstanceState::Expired && promise.spec.pending_timeout_ms.is_none() {
                 self.oracle.violate(format!(
                     "{id} has expired, which its user had not asked for"
                 ));

@@ -1,6 +1,8 @@
 //! The nodes: their launchers start, dial, hear, step and die.
 
 use super::*;
+use pronto_payloads::codec::take;
+use pronto_payloads::place::StartStamp;
 
 impl World {
     pub(super) fn node_start(&mut self, node: u32) {
@@ -92,15 +94,52 @@ impl World {
                     if self.config.plant == Some(Plant::ProlongsLeases) {
                         sabotage::prolong(&mut frame);
                     }
+                    if self.config.plant == Some(Plant::GivesFirstGpu) {
+                        sabotage::give_first_gpu(&mut frame);
+                    }
                     if self.is_traced() {
                         let said = describe::frame(Role::Scheduler, Role::Launcher, &frame);
                         self.say(format_args!("node-{node} <- {said}"));
                     }
+                    self.watch_start(node, &frame);
                     self.node_step(node, LauncherEvent::Frame { epoch, frame });
                 }
                 Arrival::Closed(reason) => self.node_cut_off(node, &reason),
                 Arrival::Hello(_) => unreachable!("a client gets no HELLO"),
             }
+        }
+    }
+
+    /// What the scheduler promised, held against what its launcher has to give.
+    fn watch_start(&mut self, node: u32, frame: &pronto_protocol::Frame) {
+        let Some(supervisor) = &self.nodes[node as usize].supervisor else {
+            return;
+        };
+        if frame.operand != Operand::Start {
+            return;
+        }
+        let mut bytes = frame.payload.to_bytes();
+        let stamp = take::<StartStamp>(&mut bytes);
+        let prefix = take::<StartPrefix>(&mut bytes);
+        if let (Ok(stamp), Ok(prefix)) = (stamp, prefix) {
+            let free = supervisor.free();
+            self.oracle.arrives(node, &prefix, &stamp, &free, self.now);
+            self.count_needs(node, &prefix);
+        }
+    }
+
+    /// Counts what was asked for, and given.
+    fn count_needs(&mut self, node: u32, prefix: &StartPrefix) {
+        let asked = &prefix.demand;
+        let is_preferred = prefix.prefer.as_ref() == Some(&self.nodes[node as usize].name);
+        for (what, happened) in [
+            ("whole GPUs given", asked.gpus > 0),
+            ("share of a GPU given", asked.gpu_millis > 0),
+            ("named resource given", !asked.resources.is_empty()),
+            ("constraint met", !prefix.constraints.is_empty()),
+            ("preferred node given", is_preferred),
+        ] {
+            self.tally.count_many(what, u64::from(happened));
         }
     }
 
