@@ -9,6 +9,7 @@
 //! Nothing here reads a clock or a random source: the same seed gives the same trace, byte by byte,
 //! which a test checks.
 
+pub mod answers;
 pub mod controller;
 pub mod describe;
 pub mod equipment;

@@ -90,6 +90,8 @@ pub struct Oracle {
     pub refused_by: BTreeMap<u32, usize>,
     /// Attempts that a controller sent, and was not told that they were refused.
     sent: BTreeSet<AttemptId>,
+    /// Attempts that certainly run nowhere: their controller was told so.
+    given_back: BTreeSet<AttemptId>,
     /// How many STARTs controllers sent in all.
     pub starts: usize,
     nodes: BTreeMap<u32, Equipment>,
@@ -158,6 +160,9 @@ impl Oracle {
     pub fn begins(&mut self, id: AttemptId, running: Running) {
         if !self.begun.insert(id) {
             self.violate(format!("invariant 2: {id:?} ran twice"));
+        }
+        if self.given_back.contains(&id) {
+            self.violate(format!("rule 1: {id:?} was refused, and begins"));
         }
         let mut wrong = None;
         for (other, theirs) in &self.running {
@@ -290,6 +295,7 @@ impl Oracle {
     /// The controller sends a START, of whose instance this attempt is on its disk.
     pub fn sends(&mut self, id: AttemptId, durable: Option<u32>) {
         self.starts += 1;
+        self.given_back.remove(&id);
         if !self.sent.insert(id) {
             self.violate(format!("rule 1: {id:?} was sent twice, and not refused"));
         }
@@ -306,6 +312,10 @@ impl Oracle {
 
     /// The controller hears that a START was refused.
     pub fn hears_refusal(&mut self, id: AttemptId) {
+        self.given_back.insert(id);
+        if self.begun.contains(&id) {
+            self.violate(format!("rule 1: {id:?} is refused, and has begun"));
+        }
         self.sent.remove(&id);
     }
 

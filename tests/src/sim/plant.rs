@@ -39,11 +39,13 @@ pub enum Plant {
     GivesFirstGpu,
     /// The controller forgets on which nodes a workload may run.
     ForgetsConstraints,
+    /// The scheduler says now and then twice where a START went.
+    AnswersTwice,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -58,6 +60,7 @@ impl Plant {
         Self::RepeatsNumbers,
         Self::GivesFirstGpu,
         Self::ForgetsConstraints,
+        Self::AnswersTwice,
     ];
 
     /// Its name on the command line.
@@ -78,6 +81,7 @@ impl Plant {
             Self::RepeatsNumbers => "repeats-numbers",
             Self::GivesFirstGpu => "gives-first-gpu",
             Self::ForgetsConstraints => "forgets-constraints",
+            Self::AnswersTwice => "answers-twice",
         }
     }
 

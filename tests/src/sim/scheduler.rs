@@ -17,6 +17,7 @@ pub const TICK: Time = 50 * super::net::MS;
 #[derive(Debug)]
 pub struct SchedulerHost {
     pub broker: Broker,
+    plant: Option<Plant>,
     /// Sessions that were told to hold back.
     brimming: BTreeSet<ConnId>,
     known: BTreeSet<ConnId>,
@@ -43,12 +44,20 @@ struct SimOutlet<'a> {
     brimming: &'a mut BTreeSet<ConnId>,
     touched: &'a mut Touched,
     starts: &'a mut BTreeMap<ConnId, u64>,
+    plant: Option<Plant>,
 }
 
 impl Outlet for SimOutlet<'_> {
     fn send(&mut self, session: SessionId, message: Outgoing<'_>) -> Queued {
         let conn = ConnId(session.0);
-        match self.net.queue(conn, Side::Server, &message.to_frame()) {
+        let frame = message.to_frame();
+        if self.plant == Some(Plant::AnswersTwice)
+            && message.operand == Operand::Placed
+            && frame.correlation.is_multiple_of(16)
+        {
+            let _first = self.net.queue(conn, Side::Server, &frame);
+        }
+        match self.net.queue(conn, Side::Server, &frame) {
             Ok(()) => {
                 self.touched.sent.insert(conn);
                 if message.operand == Operand::Start {
@@ -98,8 +107,9 @@ impl Outlet for SimOutlet<'_> {
 impl SchedulerHost {
     /// A process that has just started.
     #[must_use]
-    pub fn new(config: BrokerConfig, incarnation: u64) -> Self {
+    pub fn new(config: BrokerConfig, incarnation: u64, plant: Option<Plant>) -> Self {
         Self {
+            plant,
             broker: Broker::new(config, incarnation),
             brimming: BTreeSet::new(),
             known: BTreeSet::new(),
@@ -167,6 +177,7 @@ impl SchedulerHost {
             brimming: &mut self.brimming,
             touched,
             starts: &mut self.starts,
+            plant: self.plant,
         };
         self.broker.step(Nanos(now), event, &mut outlet);
     }

@@ -4,6 +4,7 @@
 //! Launchers go from one to the other by the rule of their own core ([`Dialer`] and
 //! `Supervisor::is_orphaned`).
 
+use super::answers::Answers;
 use super::controller::{self, Controller};
 use super::describe;
 use super::equipment::Equipment;
@@ -242,6 +243,7 @@ pub struct World {
     nodes: Vec<Node>,
     controllers: Vec<Controller>,
     oracle: Oracle,
+    answers: Answers,
     /// With the controller that was asked.
     waiting: BTreeMap<Token, (u32, Waiting)>,
     next_token: u64,
@@ -355,6 +357,7 @@ impl World {
             nodes,
             controllers,
             oracle,
+            answers: Answers::default(),
             waiting: BTreeMap::new(),
             next_token: 1,
             killing: BTreeMap::new(),

@@ -194,6 +194,7 @@ impl World {
     fn kill_controller(&mut self, controller: u32, back_after: Time) {
         if let Some(conn) = self.controllers[controller as usize].conn {
             self.close(conn, Side::Client);
+            self.answers.closed(conn);
         }
         self.frozen.remove(&Host::Controller(controller));
         let host = &mut self.controllers[controller as usize];

@@ -2,7 +2,7 @@
 
 use super::*;
 use pronto_controller::api::types::ErrorCode;
-use pronto_payloads::place::{Refusal, StartFailure};
+use pronto_payloads::place::{Placed, Refusal, StartFailure};
 
 /// An administrator who was told that there is no such node asks again.
 const RESTORED_AGAIN_AFTER: Time = 5_000 * MS;
@@ -161,7 +161,7 @@ impl World {
                         let said = describe::frame(Role::Scheduler, Role::Controller, &frame);
                         self.say(format_args!("controller-{controller} <- {said}"));
                     }
-                    self.note_refusal(&frame);
+                    self.note_answer(conn, &frame);
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),
@@ -174,21 +174,35 @@ impl World {
         }
     }
 
-    fn note_refusal(&mut self, frame: &pronto_protocol::Frame) {
-        if frame.operand == Operand::StartFailure
-            && let Ok(failure) = decode::<StartFailure>(&frame.payload.to_bytes())
-        {
-            self.oracle.hears_refusal(failure.id);
-            if failure.refusal == Refusal::CloudFull {
-                self.tally.count("cloud full");
-            }
+    fn note_answer(&mut self, conn: ConnId, frame: &pronto_protocol::Frame) {
+        let bytes = frame.payload.to_bytes();
+        let judged = match frame.operand {
+            Operand::StartFailure => decode::<StartFailure>(&bytes).map(|failure| {
+                self.oracle.hears_refusal(failure.id);
+                if failure.refusal == Refusal::CloudFull {
+                    self.tally.count("cloud full");
+                }
+                self.answers.answered(conn, frame.correlation, failure.id)
+            }),
+            Operand::Placed => decode::<Placed>(&bytes).map(|placed| {
+                let answers = &mut self.answers;
+                let judged = answers.answered(conn, frame.correlation, placed.id);
+                judged.and_then(|()| answers.placed(&placed))
+            }),
+            _ => return,
+        };
+        match judged {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => self.oracle.violate(text),
+            Err(error) => self.oracle.violate(format!("{}: {error}", frame.operand)),
         }
     }
 
     pub(super) fn controller_cut_off(&mut self, controller: u32, reason: &str) {
-        if self.controller(controller).conn.take().is_none() {
+        let Some(conn) = self.controller(controller).conn.take() else {
             return;
-        }
+        };
+        self.answers.closed(conn);
         self.say(format_args!("controller-{controller} is cut off: {reason}"));
         if std::mem::take(&mut self.controller(controller).welcomed) {
             let reason = reason.to_owned();
@@ -258,15 +272,22 @@ impl World {
             if self.config.plant == Some(Plant::ForgetsConstraints) {
                 sabotage::forget_constraints(&mut frame);
             }
+            let mut start = None;
             if frame.operand == Operand::Start
                 && let Ok((prefix, _)) = decode_prefix::<StartPrefix>(&frame.payload.to_bytes())
             {
+                start = Some(prefix.id);
                 let host = self.controller(controller);
                 let durable = host.durable_attempt(prefix.id.instance);
                 self.oracle.sends(prefix.id, durable);
             }
             match self.net.queue(conn, Side::Client, &frame) {
-                Ok(()) | Err(pronto_protocol::SendError::Closed) => {}
+                Ok(()) => {
+                    if let Some(id) = start {
+                        self.answers.asked(conn, frame.correlation, id);
+                    }
+                }
+                Err(pronto_protocol::SendError::Closed) => {}
                 Err(pronto_protocol::SendError::Full { .. }) => {
                     self.close(conn, Side::Client);
                     self.controller_cut_off(controller, "its own queue is full");

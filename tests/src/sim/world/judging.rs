@@ -9,6 +9,13 @@ impl World {
             && self.oracle.running.is_empty()
             && self.nodes.iter().all(Node::is_idle)
             && self.controllers.iter().all(Controller::has_finished)
+            && self.unanswered() == 0
+    }
+
+    /// How many STARTs of open sessions wait for their answer.
+    fn unanswered(&self) -> usize {
+        let conns = self.controllers.iter().filter_map(|it| it.conn);
+        conns.map(|conn| self.answers.waiting(conn)).sum()
     }
 
     pub(super) fn unsettled(&self) -> String {
@@ -21,12 +28,13 @@ impl World {
             .collect();
         format!(
             "convergence: {} ms after the last fault {} instances have no end, nodes run {running:?}, \
-             not all is free on {busy:?}",
+             not all is free on {busy:?}, {} STARTs have no answer",
             self.config.settle / MS,
             self.controllers
                 .iter()
                 .map(Controller::unfinished)
-                .sum::<usize>()
+                .sum::<usize>(),
+            self.unanswered(),
         )
     }
 

@@ -123,6 +123,14 @@ impl World {
         let prefix = take::<StartPrefix>(&mut bytes);
         if let (Ok(stamp), Ok(prefix)) = (stamp, prefix) {
             let free = supervisor.free();
+            let (name, epoch, seq) = (
+                &self.nodes[node as usize].name,
+                stamp.session_epoch,
+                stamp.seq,
+            );
+            if let Err(text) = self.answers.arrived(name, epoch.0, seq.0, prefix.id) {
+                self.oracle.violate(text);
+            }
             self.oracle.arrives(node, &prefix, &stamp, &free, self.now);
             self.count_needs(node, &prefix);
         }

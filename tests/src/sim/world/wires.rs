@@ -130,12 +130,13 @@ impl World {
 
     pub(super) fn scheduler_start(&mut self, scheduler: u32) {
         let incarnation = self.rng.next();
+        let plant = self.config.plant;
         let slot = &mut self.schedulers[scheduler as usize];
         if slot.process.is_some() {
             return;
         }
         slot.life += 1;
-        slot.process = Some(SchedulerHost::new(broker_config(), incarnation));
+        slot.process = Some(SchedulerHost::new(broker_config(), incarnation, plant));
         let life = slot.life;
         self.say(format_args!("scheduler-{scheduler} starts"));
         self.after(TICK, Happening::SchedulerTick { scheduler, life });
