@@ -18,6 +18,18 @@ impl State {
         policy::release(&mut self.tenants[tenant].used, &each);
     }
 
+    /// Whether no tenant is charged for anything, and nothing waits to be placed: as it must be once
+    /// every instance has ended.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        let free = QuotaUse::default();
+        self.instances.iter().all(Option::is_none)
+            && self.tenants.iter().all(|tenant| tenant.used == free)
+            && self.queue_sizes().0 == 0
+            && self.link.unanswered == 0
+            && self.stopping.is_empty()
+    }
+
     /// Panics if an invariant does not hold.
     ///
     /// # Panics

@@ -143,6 +143,12 @@ impl Controller {
         self.planner.is_some() && self.unfinished() == 0
     }
 
+    /// Whether no quota is charged and nothing is queued.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.planner.as_ref().is_some_and(State::holds_nothing)
+    }
+
     /// How many events of a kind it has recorded.
     #[must_use]
     pub fn events_of(&self, kind: &str) -> usize {

@@ -267,6 +267,13 @@ impl Node {
             .is_some_and(|supervisor| supervisor.free() == self.equipment.capacity)
     }
 
+    /// How many attempts its launcher keeps.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        let supervisor = self.supervisor.as_ref();
+        supervisor.map_or(0, |supervisor| supervisor.counts().0)
+    }
+
     /// What was written so far is on the platter.
     pub fn sync(&mut self) {
         self.synced = self.store.clone();
@@ -343,6 +350,9 @@ impl Node {
                             return;
                         }
                     }
+                }
+                if plant == Some(Plant::WithholdsRoom) {
+                    sabotage::withhold(&mut frame);
                 }
                 if now < self.lies_until {
                     sabotage::boast(&mut frame);

@@ -41,11 +41,15 @@ pub enum Plant {
     ForgetsConstraints,
     /// The scheduler says now and then twice where a START went.
     AnswersTwice,
+    /// A launcher keeps a little of its memory back once it has run something.
+    WithholdsRoom,
+    /// The controller acknowledges no end.
+    LosesAcks,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -61,6 +65,8 @@ impl Plant {
         Self::GivesFirstGpu,
         Self::ForgetsConstraints,
         Self::AnswersTwice,
+        Self::WithholdsRoom,
+        Self::LosesAcks,
     ];
 
     /// Its name on the command line.
@@ -82,6 +88,8 @@ impl Plant {
             Self::GivesFirstGpu => "gives-first-gpu",
             Self::ForgetsConstraints => "forgets-constraints",
             Self::AnswersTwice => "answers-twice",
+            Self::WithholdsRoom => "withholds-room",
+            Self::LosesAcks => "loses-acks",
         }
     }
 

@@ -33,6 +33,14 @@ pub fn boast(frame: &mut Frame) {
     });
 }
 
+/// A status that keeps a little back, once the session has seen a START.
+pub fn withhold(frame: &mut Frame) {
+    alter_status(frame, |status| {
+        let kept = u32::from(status.applied_seq.0 > 0);
+        status.free.memory_mib = status.free.memory_mib.saturating_sub(kept);
+    });
+}
+
 /// A status that counts more STARTs as debited than it did.
 pub fn apply_up_to(frame: &mut Frame, sent: u64) {
     alter_status(frame, |status| status.applied_seq = Seq(sent));

@@ -273,6 +273,9 @@ impl World {
                 sabotage::forget_constraints(&mut frame);
             }
             let mut start = None;
+            if self.config.plant == Some(Plant::LosesAcks) && frame.operand == Operand::Ack {
+                continue;
+            }
             if frame.operand == Operand::Start
                 && let Ok((prefix, _)) = decode_prefix::<StartPrefix>(&frame.payload.to_bytes())
             {

@@ -10,6 +10,38 @@ impl World {
             && self.nodes.iter().all(Node::is_idle)
             && self.controllers.iter().all(Controller::has_finished)
             && self.unanswered() == 0
+            && self.held().is_none()
+    }
+
+    /// What somebody still holds although nothing lives any more: the scheduler of a node, the node of
+    /// a report that nobody acknowledged, a controller of a quota.
+    fn held(&self) -> Option<String> {
+        for node in &self.nodes {
+            let name = &node.name;
+            let scheduler = &self.schedulers[node.target as usize].process;
+            let scheduler = scheduler.as_ref().filter(|_| node.welcomed);
+            let Some(table) = scheduler.map(|process| process.broker.table()) else {
+                return Some(format!("{name} is at no scheduler"));
+            };
+            let free = table.find(name).and_then(|index| table.available(index));
+            if free.as_ref() != Some(&node.equipment.capacity) {
+                let (at, all) = (node.target, &node.equipment.capacity);
+                return Some(format!("scheduler-{at} has {free:?} of {all:?} on {name}"));
+            }
+            let kept = node.kept();
+            if kept > 0 && !self.is_quarantined() {
+                return Some(format!("{name} keeps {kept} ends that none acknowledges"));
+            }
+        }
+        let mut controllers = self.controllers.iter();
+        let holds = controllers.position(|controller| !controller.holds_nothing());
+        holds.map(|index| format!("controller-{index} charges for what has ended"))
+    }
+
+    /// Whether a store was put back that does not know all that ran.
+    fn is_quarantined(&self) -> bool {
+        let mut controllers = self.controllers.iter();
+        controllers.any(|it| it.events_of("quarantined") > 0)
     }
 
     /// How many STARTs of open sessions wait for their answer.
@@ -28,13 +60,14 @@ impl World {
             .collect();
         format!(
             "convergence: {} ms after the last fault {} instances have no end, nodes run {running:?}, \
-             not all is free on {busy:?}, {} STARTs have no answer",
+             not all is free on {busy:?}, {} STARTs have no answer, held: {:?}",
             self.config.settle / MS,
             self.controllers
                 .iter()
                 .map(Controller::unfinished)
                 .sum::<usize>(),
             self.unanswered(),
+            self.held(),
         )
     }
 
