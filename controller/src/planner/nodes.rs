@@ -27,6 +27,9 @@ const MASS_LOSS_MIN: usize = 3;
 const MASS_LOSS_PART: usize = 5;
 /// Stale attempts to stop that are remembered for one node; they are reported again anyhow.
 const MAX_STALE: usize = 1024;
+/// Instances that the store does not know and one node reports: as many as an honest launcher keeps. One
+/// that makes them up fills neither memory nor, with an alarm for each, the disk.
+pub(crate) const MAX_QUARANTINED: usize = 16 * 1024;
 
 /// How far the inventory of a node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,8 +135,9 @@ impl Nodes {
     }
 
     pub(crate) fn quarantine(&mut self, index: u32, id: InstanceId) -> bool {
-        self.node_mut(index)
-            .is_some_and(|node| node.quarantined.insert(id))
+        self.node_mut(index).is_some_and(|node| {
+            node.quarantined.len() < MAX_QUARANTINED && node.quarantined.insert(id)
+        })
     }
 
     pub(crate) fn remember_stale(&mut self, index: u32, stop: Stop, now_ns: i64) {

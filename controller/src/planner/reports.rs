@@ -35,12 +35,16 @@ impl State {
             self.ask_store(node, report);
             return;
         };
+        let attempt = report.id.attempt.0;
+        let current = self.instance(slot).attempt;
+        if attempt > current && !self.may_have_given_out(slot, attempt) {
+            self.disbelieve_newer(slot, node, attempt);
+            return;
+        }
         if self.is_outdated(slot) {
             self.hold(slot, node, report);
             return;
         }
-        let attempt = report.id.attempt.0;
-        let current = self.instance(slot).attempt;
         if attempt < current {
             if !self.consider_return(slot, node, &report) {
                 self.on_stale(node, &report);
@@ -134,6 +138,15 @@ impl State {
             self.nodes
                 .name_of(self.instance(slot).node)
                 .unwrap_or_default(),
+        );
+        self.warn(text);
+    }
+
+    fn disbelieve_newer(&mut self, slot: u32, node: u32, attempt: u32) {
+        let text = format!(
+            "node {} reports attempt {attempt} of instance {}, which was not given out; not believed",
+            self.nodes.name_of(node).unwrap_or_default(),
+            self.id(slot),
         );
         self.warn(text);
     }

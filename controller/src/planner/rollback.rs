@@ -7,6 +7,9 @@
 //! and that had time to come. Until then an attempt that the store had numbered before it was put back is
 //! uncertain (`reconcile`), and what nodes report of it is held: an older attempt that has failed must
 //! not be followed by a new one while a newer one runs elsewhere.
+//!
+//! Where nothing was put back there is no newer attempt than the store's: numbers are committed before
+//! they are sent. A node that reports one lies, and would have work that is elsewhere be its own.
 
 use super::instance::Phase;
 use super::state::State;
@@ -21,7 +24,20 @@ pub(crate) struct Held {
     report: InstanceReport,
 }
 
+/// Attempts that a store which was put back without a word may have forgotten of one instance: more than
+/// any instance takes between two backups, and few enough that no liar brings the numbers to their end.
+const FORGOTTEN_ATTEMPTS: u32 = 1 << 16;
+
 impl State {
+    /// Whether this newer attempt than the store's may have been given out before the store was put back:
+    /// it has such a number, or this process has placed nothing of the instance yet, nor found it.
+    pub(crate) fn may_have_given_out(&self, slot: u32, attempt: u32) -> bool {
+        let instance = self.instance(slot);
+        let unknown = attempt.saturating_sub(instance.attempt) <= FORGOTTEN_ATTEMPTS;
+        (instance.phase == Phase::Uncertain && unknown)
+            || self.meta.numbered_before_restore(instance.seq, attempt)
+    }
+
     /// Whether a newer attempt may be somewhere than the one that the store knows.
     pub(crate) fn is_outdated(&self, slot: u32) -> bool {
         let instance = self.instance(slot);

@@ -41,6 +41,9 @@ pub const PAGES_PER_TURN: usize = 1;
 /// The highest term that is believed of a launcher: terms count activations, or the seconds since 1970
 /// where a store was restored. One that lies can't bring them to their end.
 pub const BELIEVED_TERM: u64 = 1 << 32;
+/// The highest epoch of an owner that is believed of a launcher, for the same reason: a store that was
+/// restored goes on above it.
+pub const BELIEVED_EPOCH: u64 = BELIEVED_TERM;
 /// Below this many launchers one is believed what epoch of an owner it has seen; from then on two must
 /// say so, or one that lies could stop a controller for good.
 pub const LAUNCHERS_OF_ONE_WORD: usize = 3;

@@ -8,7 +8,9 @@
 
 use super::controller::Controller;
 use super::leases::GrantState;
-use super::limits::{BELIEVED_TERM, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS};
+use super::limits::{
+    BELIEVED_EPOCH, BELIEVED_TERM, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS,
+};
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
 use super::{Arrival, Broker, Peer};
@@ -275,7 +277,9 @@ impl Broker {
         let mut epochs: Vec<_> = self.nodes.values().filter_map(epoch_of).collect();
         epochs.sort_unstable_by(|a, b| b.cmp(a));
         let needed = usize::from(self.nodes.len() >= LAUNCHERS_OF_ONE_WORD);
-        epochs.get(needed).copied().unwrap_or_default()
+        let mut believed = epochs.into_iter().skip(needed);
+        let found = believed.find(|epoch| epoch.0 <= BELIEVED_EPOCH);
+        found.unwrap_or_default()
     }
 
     /// Remembers the highest epoch of an owner, and not for ever of everybody.

@@ -393,6 +393,27 @@ fn rule_06_one_launcher_of_many_is_not_believed_what_epoch_it_has_seen() {
     assert_eq!(body.owner_epoch, ControllerEpoch(5));
 }
 
+/// Where few launchers are connected one is believed, and a store that was put back goes on above it.
+#[test]
+fn rule_06_no_launcher_brings_the_epochs_to_their_end() {
+    let mut world = World::standby(BrokerConfig::default());
+    let mut hello = launcher_hello(capacity(1000));
+    hello.owners = vec![OwnerSummary {
+        owner: OWNER,
+        attempts: 0,
+        digest: 0,
+        epoch: ControllerEpoch(u64::MAX),
+    }];
+    world.silent_node("n1", 1, &hello);
+    let body = codec::encode(&pronto_payloads::hello::ControllerHello {
+        owner: OWNER,
+        epoch: ControllerEpoch(5),
+    });
+    let session = world.connect((Role::Controller, "c"), Purpose::Control, 5, body);
+    let (_, body) = world.expect_welcome(session);
+    assert_eq!(body.owner_epoch, ControllerEpoch(0));
+}
+
 #[test]
 fn rule_07_only_the_highest_term_activates_and_a_node_that_saw_a_higher_one_is_left_alone() {
     let (mut world, controller) = World::active();

@@ -143,6 +143,52 @@ fn rule_09_a_node_is_believed_only_about_what_was_placed_there() {
     assert!(h.warnings.iter().any(|text| text.contains("not believed")));
 }
 
+/// Seed 12 of the simulation: a node that had run an instance reported a later attempt of it, and was
+/// given it.
+#[test]
+fn rule_09_an_attempt_that_was_never_given_out_is_nobodys() {
+    let mut h = Harness::new();
+    let (a, b) = (node("a"), node("b"));
+    h.connect(&[a.clone(), b]);
+    let id = h.submit(sim(), 1).instances[0];
+    let start = h.start_on(&a);
+    h.running("a", start);
+    for attempt in [2, u32::MAX] {
+        let later = AttemptId {
+            attempt: pronto_payloads::ids::Attempt(attempt),
+            ..start
+        };
+        h.running("b", later);
+        h.ended("b", later, EndCause::Exited { code: 0 });
+    }
+    assert_eq!(h.state_of(id), InstanceState::Running);
+    assert!(h.sent.is_empty(), "neither acknowledged nor stopped");
+    h.ended("a", start, EndCause::Exited { code: 0 });
+    h.expect_ack(start);
+    assert_eq!(h.state_of(id), InstanceState::Succeeded);
+}
+
+#[test]
+fn rule_09_a_node_that_makes_instances_up_fills_nothing() {
+    let (mut h, [_a]) = Harness::beside(["a"]);
+    let owner = h.store.meta.owner;
+    let limit = crate::planner::nodes::MAX_QUARANTINED;
+    for number in 0..limit as u64 + 10 {
+        let mut instance = InstanceId([7; 16]);
+        instance.0[8..].copy_from_slice(&number.to_le_bytes());
+        let attempt = pronto_payloads::ids::Attempt(1);
+        let id = AttemptId {
+            owner,
+            instance,
+            attempt,
+        };
+        h.running("a", id);
+    }
+    let alarms = h.store.events.iter().filter(|e| e.kind == "quarantined");
+    assert_eq!(alarms.count(), limit);
+    assert!(h.sent.is_empty());
+}
+
 #[test]
 fn rule_09_maintenance_is_asserted_again_when_a_node_connects() {
     let (mut h, [a]) = Harness::beside(["a"]);
