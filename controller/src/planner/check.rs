@@ -4,6 +4,7 @@ use super::instance::{NOWHERE, Phase};
 use super::state::{STATES, State};
 use crate::api::types::{InstanceState, QuotaUse};
 use crate::policy;
+use pronto_payloads::place::AttemptId;
 
 impl State {
     /// Plants a bug, for the simulation to show that it finds it: what one living instance holds
@@ -16,6 +17,19 @@ impl State {
         let entry = self.submission(instance.submission);
         let (tenant, each) = (entry.tenant as usize, entry.template.each);
         policy::release(&mut self.tenants[tenant].used, &each);
+    }
+
+    /// Whether an attempt may be on any node as far as is known here, for simulation: whoever reports
+    /// it is believed.
+    #[must_use]
+    pub fn may_be_anywhere(&self, id: AttemptId) -> bool {
+        self.living(id.instance).is_some_and(|slot| {
+            let instance = self.instance(slot);
+            instance.phase == Phase::Uncertain
+                || self
+                    .meta
+                    .numbered_before_restore(instance.seq, id.attempt.0)
+        })
     }
 
     /// Whether no tenant is charged for anything, and nothing waits to be placed: as it must be once

@@ -18,6 +18,7 @@ pub struct Answers {
     waiting: BTreeMap<ConnId, VecDeque<(u64, AttemptId)>>,
     /// What was said to be where, or has come there.
     places: BTreeMap<Place, AttemptId>,
+    nodes: BTreeMap<AttemptId, String>,
 }
 
 impl Answers {
@@ -70,6 +71,7 @@ impl Answers {
     }
 
     fn is_at(&mut self, place: Place, id: AttemptId) -> Result<(), String> {
+        self.nodes.insert(id, place.0.clone());
         let there = *self.places.entry(place.clone()).or_insert(id);
         if there == id {
             return Ok(());
@@ -78,6 +80,12 @@ impl Answers {
         Err(format!(
             "rule 1: START {seq} of session {epoch} of {node} is {there:?}, and also {id:?}"
         ))
+    }
+
+    /// Where an attempt was placed, as far as anybody was told.
+    #[must_use]
+    pub fn node_of(&self, id: &AttemptId) -> Option<&String> {
+        self.nodes.get(id)
     }
 
     /// A session has ended.

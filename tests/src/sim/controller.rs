@@ -12,6 +12,7 @@ use pronto_controller::planner::{Effect, Event, Now, Settings, State};
 use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
+use pronto_payloads::place::AttemptId;
 use pronto_protocol::transport::Dialer;
 use std::collections::VecDeque;
 
@@ -147,6 +148,14 @@ impl Controller {
     #[must_use]
     pub fn holds_nothing(&self) -> bool {
         self.planner.as_ref().is_some_and(State::holds_nothing)
+    }
+
+    /// Whether an attempt may be anywhere as far as it knows, so that it has to believe any node that
+    /// says to have it, also one that lies.
+    #[must_use]
+    pub fn believes_anybody(&self, id: AttemptId) -> bool {
+        let planner = self.planner.as_ref();
+        planner.is_some_and(|planner| planner.may_be_anywhere(id))
     }
 
     /// How many events of a kind it has recorded.

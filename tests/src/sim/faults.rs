@@ -3,6 +3,18 @@
 use super::net::{Host, MS, Time};
 use super::rng::Rng;
 
+/// What a launcher with a valid certificate lies about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// It promises more than it has.
+    Capacity,
+    /// It comes back as another machine: with labels, a data directory, a boot, a term and a past
+    /// that are not its own.
+    Itself,
+    /// It reports instances that went elsewhere after they had been on it.
+    Others,
+}
+
 /// One fault.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -38,8 +50,8 @@ pub enum Fault {
     Delay { longest: Time },
     /// A host reads late for a while.
     Slow { host: Host, by: Time, time: Time },
-    /// A node promises more than it has for a while.
-    Lie { node: u32, time: Time },
+    /// A node lies for a while.
+    Lie { node: u32, time: Time, about: Lie },
     /// A node says everything twice now and then, for a while.
     Stutter { node: u32, time: Time },
     /// A node can start nothing for a while, and has room for everything.
@@ -156,7 +168,15 @@ pub fn draw(rng: &mut Rng, cast: Cast) -> Fault {
             by: short,
             time: long,
         },
-        104..108 => Fault::Lie { node, time: long },
+        104..108 => Fault::Lie {
+            node,
+            time: long,
+            about: match long / MS % 3 {
+                0 => Lie::Capacity,
+                1 => Lie::Itself,
+                _ => Lie::Others,
+            },
+        },
         108..111 => Fault::Stutter { node, time: long },
         111..113 => Fault::BlackHole { node, time: long },
         113..115 => Fault::WallClock {

@@ -24,8 +24,11 @@ use pronto_payloads::place::AttemptId;
 use pronto_payloads::start::Task;
 use pronto_protocol::Frame;
 use pronto_protocol::transport::Dialer;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+
+/// Attempts that a node remembers to lie about.
+const KNOWN: usize = 64;
 
 /// Something that a node will do later.
 #[derive(Clone, Debug)]
@@ -66,7 +69,7 @@ struct Process {
 pub struct Node {
     pub index: u32,
     pub name: String,
-    uuid: NodeUuid,
+    pub uuid: NodeUuid,
     pub equipment: Equipment,
     boots: u64,
     booted_at: Time,
@@ -91,6 +94,12 @@ pub struct Node {
     pub wakes_at: Time,
     /// Its statuses promise too much until then.
     pub lies_until: Time,
+    /// Its HELLOs are false until then.
+    pub pretends_until: Time,
+    /// It reports what others run until then.
+    pub slanders_until: Time,
+    /// Attempts of which it knows, since they were on it: the last few.
+    known: VecDeque<AttemptId>,
     /// It says things twice until then.
     pub stutters_until: Time,
     /// Nothing starts on it until then.
@@ -104,6 +113,8 @@ pub struct Node {
 pub struct Wishes {
     pub send: Vec<Frame>,
     pub close: Option<String>,
+    /// Reports among them that are made up.
+    pub made_up: u64,
     /// After how long, what.
     pub later: Vec<(Time, Later)>,
 }
@@ -135,6 +146,9 @@ impl Node {
             processes: BTreeMap::new(),
             wakes_at: Time::MAX,
             lies_until: 0,
+            pretends_until: 0,
+            slanders_until: 0,
+            known: VecDeque::new(),
             stutters_until: 0,
             swallows_until: 0,
             ends_said: BTreeSet::new(),
@@ -357,6 +371,13 @@ impl Node {
                 if now < self.lies_until {
                     sabotage::boast(&mut frame);
                 }
+                if now < self.slanders_until
+                    && sabotage::is_status(&frame)
+                    && let Some(id) = self.somebody_elses(rng)
+                {
+                    wishes.send.push(sabotage::make_up(id, rng));
+                    wishes.made_up += 1;
+                }
                 if now < self.stutters_until && rng.per_mille(300) {
                     wishes.send.push(frame.clone());
                 }
@@ -415,6 +436,24 @@ impl Node {
         }
     }
 
+    /// A later attempt of an instance that was here: where it is, if anywhere, is not here.
+    fn somebody_elses(&self, rng: &mut Rng) -> Option<AttemptId> {
+        let supervisor = self.supervisor.as_ref()?;
+        if self.known.is_empty() {
+            return None;
+        }
+        let mut id = self.known[usize::try_from(rng.below(self.known.len() as u64)).ok()?];
+        id.attempt.0 = match rng.below(8) {
+            0 => u32::MAX,
+            more => id
+                .attempt
+                .0
+                .saturating_add(u32::try_from(more / 3).ok()? + 1),
+        };
+        let is_here = supervisor.live_job(&id).is_some() || self.processes.contains_key(&id);
+        (!is_here).then_some(id)
+    }
+
     fn keep(&mut self, durable: &Durable, plant: Option<Plant>) {
         let forgotten = matches!(
             (durable, plant),
@@ -444,6 +483,10 @@ impl Node {
     ) {
         let id = job.id;
         let (run_ms, code) = course(&job.body.task);
+        if self.known.len() == KNOWN {
+            self.known.pop_front();
+        }
+        self.known.push_back(id);
         oracle.begins(
             id,
             Running {

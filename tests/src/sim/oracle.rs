@@ -352,6 +352,14 @@ impl Oracle {
         }
     }
 
+    /// An attempt of an instance that runs, and its node.
+    #[must_use]
+    pub fn where_runs(&self, instance: InstanceId) -> Option<(AttemptId, u32)> {
+        let mut running = self.running.iter();
+        let found = running.find(|(id, _)| id.instance == instance);
+        found.map(|(id, running)| (*id, running.node))
+    }
+
     /// How many attempts began in all.
     #[must_use]
     pub fn begun(&self) -> usize {

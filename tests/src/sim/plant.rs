@@ -45,11 +45,13 @@ pub enum Plant {
     WithholdsRoom,
     /// The controller acknowledges no end.
     LosesAcks,
+    /// The scheduler takes a launcher's word for who it is that reports.
+    BelievesLiars,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -67,6 +69,7 @@ impl Plant {
         Self::AnswersTwice,
         Self::WithholdsRoom,
         Self::LosesAcks,
+        Self::BelievesLiars,
     ];
 
     /// Its name on the command line.
@@ -90,6 +93,7 @@ impl Plant {
             Self::AnswersTwice => "answers-twice",
             Self::WithholdsRoom => "withholds-room",
             Self::LosesAcks => "loses-acks",
+            Self::BelievesLiars => "believes-liars",
         }
     }
 

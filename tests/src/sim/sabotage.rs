@@ -1,15 +1,21 @@
 //! Frames that say something else than the core wrote: how liars lie, and how planted bugs act.
 
+use super::rng::Rng;
+use bytes::Bytes;
 use pronto_payloads::codec::{decode, encode, take};
 use pronto_payloads::control::FromNode;
-use pronto_payloads::ids::{Attempt, InstanceId, Seq};
-use pronto_payloads::instance::{End, InstanceReport, Inventory};
-use pronto_payloads::node::{Lease, Status};
+use pronto_payloads::hello::{LauncherHello, Mode, OwnerSummary};
+use pronto_payloads::ids::{
+    Attempt, BootId, ControllerEpoch, InstanceId, NodeUuid, OwnerId, Seq, Term, Version,
+};
+use pronto_payloads::instance::{End, EndCause, InstanceReport, Inventory, Phase, Usage};
+use pronto_payloads::node::{Label, Lease, Status};
 use pronto_payloads::place::{AttemptId, StartPrefix, StartStamp};
 use pronto_protocol::{Frame, Operand};
 
 /// Whether the frame is a READY, FULL or MAINTENANCE.
-fn is_status(frame: &Frame) -> bool {
+#[must_use]
+pub fn is_status(frame: &Frame) -> bool {
     matches!(
         frame.operand,
         Operand::Ready | Operand::Full | Operand::Maintenance
@@ -31,6 +37,107 @@ pub fn boast(frame: &mut Frame) {
         status.free.cpu_millis = status.free.cpu_millis.saturating_mul(2).max(2000);
         status.free.memory_mib = status.free.memory_mib.saturating_mul(2).max(1024);
     });
+}
+
+/// A launcher's HELLO that is not true. `another` is a node that it would like to be.
+pub fn pretend(body: &Bytes, another: (&str, NodeUuid, &[Label]), rng: &mut Rng) -> Bytes {
+    let Ok(mut hello) = decode::<LauncherHello>(body) else {
+        return body.clone();
+    };
+    let (name, uuid, labels) = another;
+    if rng.per_mille(400) {
+        hello.facts.labels = labels.to_vec();
+        name.clone_into(&mut hello.facts.hostname);
+    }
+    if rng.per_mille(300) {
+        let own = NodeUuid(rng.bytes());
+        hello.node_uuid = *rng.choose(&[uuid, own]);
+    }
+    if rng.per_mille(300) {
+        hello.boot_id = BootId(rng.bytes());
+    }
+    if rng.per_mille(300) {
+        hello.term = Term(*rng.choose(&[0, 1 << 20, 1 << 32, u64::MAX]));
+    }
+    if rng.per_mille(200) {
+        hello.mode = *rng.choose(&[Mode::Ready, Mode::Maintenance]);
+    }
+    if rng.per_mille(200) {
+        hello.facts.allocatable.cpu_millis *= 2;
+        hello.facts.allocatable.gpu_millis = vec![1000; 8];
+    }
+    if rng.per_mille(500) {
+        hello.owners.push(OwnerSummary {
+            owner: OwnerId(rng.bytes()),
+            attempts: 7,
+            digest: rng.next(),
+            epoch: ControllerEpoch(7),
+        });
+        for summary in &mut hello.owners {
+            summary.epoch = ControllerEpoch(*rng.choose(&[0, u64::MAX]));
+            summary.attempts = *rng.choose(&[0, summary.attempts, u32::MAX]);
+            summary.digest = *rng.choose(&[0, summary.digest, 1]);
+        }
+    }
+    encode(&hello)
+}
+
+/// The version by which a report is known to be made up.
+const MADE_UP: Version = Version(u64::MAX - 1);
+
+/// A report of an attempt that its sender never had.
+pub fn make_up(id: AttemptId, rng: &mut Rng) -> Frame {
+    let end = match rng.below(5) {
+        0 => None,
+        1 => Some(EndCause::Exited { code: 0 }),
+        2 => Some(EndCause::Exited { code: 77 }),
+        3 => Some(EndCause::Stopped),
+        _ => Some(EndCause::NodeFailed),
+    };
+    let report = InstanceReport {
+        id,
+        version: MADE_UP,
+        phase: if end.is_some() {
+            Phase::Ended
+        } else {
+            Phase::Running
+        },
+        end: end.map(|cause| End {
+            cause,
+            message: String::new(),
+        }),
+        age_ns: 2_000_000,
+        started_after_ns: Some(1_000_000),
+        ended_after_ns: Some(2_000_000),
+        usage: Usage::default(),
+    };
+    Frame::new(Operand::InstanceChanged, encode(&report))
+}
+
+/// What a controller hears of an attempt that was made up, and from which node.
+#[must_use]
+pub fn made_up(frame: &Frame) -> Option<(AttemptId, String)> {
+    if frame.operand != Operand::InstanceChanged {
+        return None;
+    }
+    let mut bytes = frame.payload.to_bytes();
+    let from = take::<FromNode>(&mut bytes).ok()?;
+    let report: InstanceReport = decode(&bytes).ok()?;
+    (report.version == MADE_UP).then_some((report.id, from.node))
+}
+
+/// A report that comes from another node, of that node's own attempt.
+pub fn come_from(frame: &mut Frame, node: &str, id: AttemptId) {
+    let mut bytes = frame.payload.to_bytes();
+    let from = FromNode {
+        node: node.to_owned(),
+    };
+    if take::<FromNode>(&mut bytes).is_ok()
+        && let Ok(mut report) = decode::<InstanceReport>(&bytes)
+    {
+        report.id = id;
+        frame.payload = [encode(&from), encode(&report)].concat().into();
+    }
 }
 
 /// A status that keeps a little back, once the session has seen a START.

@@ -179,6 +179,10 @@ enum Happening {
     Thaw {
         host: Host,
     },
+    /// A node leaves its scheduler and comes back, with another HELLO.
+    ComeBack {
+        node: u32,
+    },
     SchedulerStart {
         scheduler: u32,
     },
@@ -555,6 +559,7 @@ impl World {
             }
             Happening::NodeLater { node, life, later } => self.node_later(node, life, later),
             Happening::Thaw { host } => self.thaw(host),
+            Happening::ComeBack { node } => self.come_back(node),
             Happening::SchedulerStart { scheduler } => self.scheduler_start(scheduler),
             Happening::ControllerStart { controller } => self.controller_start(controller),
             Happening::ControllerDial { controller, life } => {

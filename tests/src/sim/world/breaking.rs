@@ -1,5 +1,6 @@
 //! What breaks, when it does.
 
+use super::faults::Lie;
 use super::*;
 
 impl World {
@@ -153,14 +154,7 @@ impl World {
                 self.tally.count("peer slow");
                 self.net.slow_down(host, by, self.now + time);
             }
-            Fault::Lie { node, time } => {
-                self.tally.count("capacity lied about");
-                let until = self.now + time;
-                self.nodes[node as usize].lies_until = until;
-                // What it promised may be called in as long as the session lives in which it did.
-                const CALLED_IN: Time = 30_000 * MS;
-                self.oracle.lying_until.insert(node, until + CALLED_IN);
-            }
+            Fault::Lie { node, time, about } => self.lie(node, self.now + time, about),
             Fault::Stutter { node, time } => {
                 self.tally.count("frames said twice");
                 self.nodes[node as usize].stutters_until = self.now + time;
@@ -207,6 +201,39 @@ impl World {
         host.kill();
         self.waiting.retain(|_, (asked, _)| *asked != controller);
         self.after(back_after, Happening::ControllerStart { controller });
+    }
+
+    fn lie(&mut self, node: u32, until: Time, about: Lie) {
+        // What it promised may be called in as long as the session lives in which it did.
+        const CALLED_IN: Time = 30_000 * MS;
+        let host = &mut self.nodes[node as usize];
+        match about {
+            Lie::Capacity => {
+                self.tally.count("capacity lied about");
+                host.lies_until = until;
+                self.oracle.lying_until.insert(node, until + CALLED_IN);
+            }
+            Lie::Itself => {
+                host.pretends_until = until;
+                self.oracle.lying_until.insert(node, until + CALLED_IN);
+                self.come_back(node);
+                self.at(until, Happening::ComeBack { node });
+            }
+            // It tells the truth of itself: nothing is excused.
+            Lie::Others => host.slanders_until = until,
+        }
+    }
+
+    /// A launcher hangs up and dials again.
+    pub(super) fn come_back(&mut self, node: u32) {
+        let host = &self.nodes[node as usize];
+        if host.frozen_until > self.now {
+            let at = host.frozen_until;
+            self.at(at, Happening::ComeBack { node });
+        } else if let Some(conn) = host.conn {
+            self.close(conn, Side::Client);
+            self.node_cut_off(node, "it comes back");
+        }
     }
 
     fn isolate(&mut self, host: Host, time: Time) {

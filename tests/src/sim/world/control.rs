@@ -162,6 +162,19 @@ impl World {
                         self.say(format_args!("controller-{controller} <- {said}"));
                     }
                     self.note_answer(conn, &frame);
+                    if let Some((id, liar)) = sabotage::made_up(&frame) {
+                        // Where nobody knows better, and about what came to them meanwhile, liars are
+                        // believed; that is known and left out.
+                        let is_there = self.answers.node_of(&id) == Some(&liar);
+                        if is_there || self.controller(controller).believes_anybody(id) {
+                            continue;
+                        }
+                        if self.config.plant == Some(Plant::BelievesLiars)
+                            && let Some((id, node)) = self.oracle.where_runs(id.instance)
+                        {
+                            sabotage::come_from(&mut frame, &format!("node-{node}"), id);
+                        }
+                    }
                     events.push(PlannerEvent::Frame(frame));
                 }
                 Arrival::Closed(reason) => cut_off = Some(reason),

@@ -47,7 +47,17 @@ impl World {
             self.node_redials(node);
             return;
         }
-        let (epoch, body) = self.nodes[node as usize].hello();
+        let (epoch, mut body) = self.nodes[node as usize].hello();
+        if self.now < self.nodes[node as usize].pretends_until {
+            self.tally.count("false HELLO said");
+            let another = self.rng.choose(&self.nodes);
+            let it = (
+                another.name.as_str(),
+                another.uuid,
+                another.equipment.labels.as_slice(),
+            );
+            body = sabotage::pretend(&body, it, &mut self.rng);
+        }
         let hello = Hello::new(Purpose::Control, epoch, body);
         let from = (Host::Node(node), Role::Launcher);
         let to = (there, Role::Scheduler);
@@ -224,6 +234,8 @@ impl World {
     }
 
     pub(super) fn grant_node(&mut self, node: u32, wishes: launcher::Wishes) {
+        self.tally
+            .count_many("work of others reported", wishes.made_up);
         let life = self.nodes[node as usize].life;
         for (delay, later) in wishes.later {
             self.after(delay, Happening::NodeLater { node, life, later });
