@@ -7,6 +7,7 @@
 //! restart. Only requests that may be repeated are repeated. Frames of streams are decoded in
 //! [`frames`], server-sent events in [`sse`].
 
+mod early;
 pub(crate) mod frames;
 pub(crate) mod sse;
 
@@ -15,6 +16,7 @@ use crate::output::terminal;
 use crate::settings::Settings;
 use anyhow::Context;
 use bytes::Bytes;
+use early::Early;
 use frames::Frames;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited};
@@ -460,7 +462,7 @@ impl Client {
             .map_err(|error| take_refusal().map_or_else(|| error.into(), anyhow::Error::from))
             .context("TLS")?;
         let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            hyper::client::conn::http1::handshake(TokioIo::new(Early::new(stream))).await?;
         tokio::spawn(async move {
             // Its end shows in the next request or in the stream that reads from it.
             let _ = connection.await;

@@ -7,6 +7,7 @@
 mod bursts;
 mod chaos;
 mod cluster;
+mod commands;
 mod daily;
 mod engines;
 mod evidence;
