@@ -120,7 +120,8 @@ pub(crate) struct Failure {
     what: anyhow::Error,
     hint: Option<String>,
     passing: bool,
-    reader_gone: bool,
+    /// It ends as this signal would end it, without a word.
+    signal: Option<i32>,
     /// What a controller refused it with.
     code: Option<ErrorCode>,
 }
@@ -143,7 +144,7 @@ impl Failure {
             what,
             hint: None,
             passing: exit == Exit::Unreachable,
-            reader_gone: false,
+            signal: None,
             code: None,
         }
     }
@@ -166,8 +167,16 @@ impl Failure {
         let reader_gone = error.kind() == std::io::ErrorKind::BrokenPipe;
         let what = anyhow::Error::from(error).context("can't write the output");
         Self {
-            reader_gone,
+            signal: reader_gone.then_some(SIGPIPE),
             ..Self::caused(Exit::Failed, what)
+        }
+    }
+
+    /// Work that this signal interrupted.
+    pub(crate) fn of_signal(signal: i32) -> Self {
+        Self {
+            signal: Some(signal),
+            ..Self::new(Exit::Interrupted, "interrupted")
         }
     }
 
@@ -189,14 +198,14 @@ impl Failure {
     }
 
     /// Whether nobody reads our output any more.
-    pub(crate) const fn is_reader_gone(&self) -> bool {
-        self.reader_gone
+    pub(crate) fn is_reader_gone(&self) -> bool {
+        self.signal == Some(SIGPIPE)
     }
 
     /// Says it on stderr.
     pub(crate) fn report(&self) -> ExitCode {
-        if self.reader_gone {
-            return ExitCode::from(signal_code(SIGPIPE));
+        if let Some(signal) = self.signal {
+            return ExitCode::from(signal_code(signal));
         }
         tell!("{self}");
         ExitCode::from(self.exit.code())

@@ -5,9 +5,9 @@ use crate::client::{Client, frames, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome, own_code};
 use crate::output::say;
 use crate::run::files::{self, Remote};
-use crate::run::follow_path;
 use crate::run::stdin;
 use crate::run::streams::{Sink, copy_output};
+use crate::run::{follow_path, unless_interrupted};
 use pronto_controller::api::types as api;
 
 /// `pronto logs`.
@@ -77,9 +77,16 @@ pub(crate) async fn cp(mut client: Client, args: &CpArgs) -> Outcome {
     let sides = (Remote::parse(&args.source), Remote::parse(&args.target));
     match sides {
         (Some(source), None) => {
-            let bytes = files::fetch(&mut client, &source, args.target.as_ref()).await?;
+            let target = args.target.as_ref();
+            let fetching = files::fetch(&mut client, &source, target);
+            // Who does not read holds our only thread: there a signal must end us by itself.
+            let bytes = if files::is_stream(target) {
+                fetching.await?
+            } else {
+                unless_interrupted(fetching).await?
+            };
             if args.target != "-" {
-                let path = files::place(&source, args.target.as_ref())?;
+                let path = files::place(&source, target)?;
                 say!("{} ({bytes} bytes)", path.display());
             }
         }

@@ -321,6 +321,12 @@ pub(crate) async fn fetch(
     ))
 }
 
+/// Whether what is written there goes to somebody, and no file is made.
+pub(crate) fn is_stream(target: &Path) -> bool {
+    let special = |there: std::fs::Metadata| !there.is_file() && !there.is_dir();
+    target == Path::new("-") || std::fs::metadata(target).is_ok_and(special)
+}
+
 /// Where a file is written to: a temporary name until it is whole, unless what has that name already
 /// is not a file, as a device or a pipe.
 struct Target {

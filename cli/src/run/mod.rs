@@ -105,11 +105,26 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         let path = script.path.display();
         tell!("hint: {path} is a file here and not on the node; --input {path} brings it along");
     }
-    let whole = files::fetch_matches(&mut beside, id, &args.output, &args.output_dir).await?;
+    let fetching = files::fetch_matches(&mut beside, id, &args.output, &args.output_dir);
+    let whole = unless_interrupted(fetching).await?;
     Ok(match conclude(&end, interrupted) {
         OK if !whole => Exit::No.code(),
         code => code,
     })
+}
+
+/// Does the work, unless SIGINT or SIGTERM comes first: then it is dropped, with what it has begun.
+pub(crate) async fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let came = tokio::select! {
+        done = work => return done,
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = terminate.recv() => SignalKind::terminate(),
+    };
+    Err(Failure::of_signal(came.as_raw_value()))
 }
 
 /// Stops an instance that we leave. What led to it is the failure that counts.

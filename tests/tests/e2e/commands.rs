@@ -1,7 +1,7 @@
 //! Commands that are refused, interrupted or asked for what is not there: what they say, what they
 //! exit with, and that they leave nothing behind.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, signal, wait_until};
 use std::process::Output;
 
 /// Code and words of a command that did not succeed.
@@ -22,5 +22,31 @@ fn a_refusal_is_told_while_a_large_file_is_sent() {
         let (code, said) = refusal(&refused);
         assert_eq!(code, Some(121), "{said}");
         assert!(said.contains("no instance nobody"), "{said}");
+    }
+}
+
+/// As a shell would see it of `cat`, but without half a file.
+#[test]
+fn an_interrupted_copy_leaves_nothing_behind() {
+    let cluster = Cluster::start("interrupted", 1);
+    let script = "truncate -s 1T endless; sleep 1000";
+    let id = cluster.must(&["run", "--detach", "--", "sh", "-c", script]);
+    let source = format!("{}:endless", id.trim());
+    wait_until("the file is there", || {
+        let words = ["exec", id.trim(), "--", "test", "-s", "endless"];
+        cluster.run(&words).status.success()
+    });
+    let into = cluster.scratch("into");
+    std::fs::create_dir(&into).expect("a directory");
+    let files = || std::fs::read_dir(&into).expect("a directory").count();
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let mut copy = cluster
+            .command(["cp", &source, &into.display().to_string()])
+            .spawn()
+            .expect("pronto starts");
+        wait_until("it has begun", || files() > 0);
+        signal(i32::try_from(copy.id()).expect("a pid"), name);
+        assert_eq!(copy.wait().expect("a child").code(), Some(code));
+        assert_eq!(files(), 0, "after SIG{name}");
     }
 }
