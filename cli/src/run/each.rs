@@ -79,7 +79,7 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
         stopping: AtomicBool::new(false),
     });
     distinct_results(&plan.output, &files)?;
-    std::fs::create_dir_all(&args.output_dir)?;
+    files::prepare_results(&plan.output, &plan.output_dir)?;
     let files = Arc::new(files);
     let next = Arc::new(AtomicUsize::new(0));
     let (sender, mut receiver) = mpsc::channel(AT_ONCE);

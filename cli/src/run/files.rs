@@ -11,7 +11,7 @@ use http_body_util::channel::Channel;
 use hyper::Method;
 use pronto_controller::api::types as api;
 use sha2::{Digest, Sha256};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -398,6 +398,23 @@ pub(crate) fn place(source: &Remote, target: &Path) -> Result<PathBuf, Failure> 
     Ok(target.join(name.ok_or_else(|| Failure::usage("the path names no file"))?))
 }
 
+/// Makes the directory that results are brought to. What would keep them out of it is found here,
+/// before anything runs.
+pub(crate) fn prepare_results(patterns: &[String], directory: &Path) -> Result<(), Failure> {
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let made = match std::fs::metadata(directory) {
+        Ok(there) if !there.is_dir() => Err(ErrorKind::NotADirectory.into()),
+        _ => std::fs::create_dir_all(directory),
+    };
+    let probe = directory.join(format!(".pronto-{}.part", std::process::id()));
+    made.and_then(|()| std::fs::write(&probe, ""))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .with_context(|| format!("--output-dir {} can't be used", directory.display()))
+        .map_err(|error| Failure::caused(Exit::Usage, error))
+}
+
 /// Fetches all files of an instance that match the patterns into a directory, keeping their paths.
 pub(crate) async fn fetch_matches(
     client: &mut Client,
@@ -513,6 +530,28 @@ mod tests {
             assert!(inside(bad).is_err(), "{bad}");
         }
         assert!(inside("a/b.txt").is_ok());
+    }
+
+    #[test]
+    fn a_directory_that_takes_no_results_is_named_with_the_reason() {
+        let directory = std::env::temp_dir().join(format!("pronto-results-{}", std::process::id()));
+        let patterns = ["*.out".to_owned()];
+        prepare_results(&patterns, &directory.join("a/b")).unwrap();
+        std::fs::write(directory.join("file"), "").unwrap();
+        for (bad, why) in [
+            ("file", "not a directory"),
+            ("file/below", "ot a directory"),
+        ] {
+            let failure = prepare_results(&patterns, &directory.join(bad)).unwrap_err();
+            let said = failure.to_string();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(said.contains(bad) && said.contains(why), "{said}");
+        }
+        // Nobody may write there, root included.
+        let failure = prepare_results(&patterns, Path::new("/proc")).unwrap_err();
+        assert!(failure.to_string().contains("/proc"), "{failure}");
+        prepare_results(&[], Path::new("/proc")).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         return each::run(client, args).await;
     }
     let inputs = files::inputs(&args.input, &args.spec.command)?;
+    files::prepare_results(&args.output, &args.output_dir)?;
     let wants = Wants {
         inputs: u32::try_from(inputs.len()).map_err(|_| Failure::usage("too many inputs"))?,
         outputs: !args.output.is_empty(),

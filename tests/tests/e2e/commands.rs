@@ -50,3 +50,22 @@ fn an_interrupted_copy_leaves_nothing_behind() {
         assert_eq!(files(), 0, "after SIG{name}");
     }
 }
+
+/// What a job takes hours for must not be lost to a directory's name.
+#[test]
+fn results_that_can_not_be_put_anywhere_are_refused_before_the_run() {
+    let cluster = Cluster::start("results", 1);
+    let file = cluster.scratch("file").display().to_string();
+    std::fs::write(&file, "").expect("a file");
+    let flags = ["--output", "*", "--output-dir", &file, "--", "true"];
+    for first in [&["run"][..], &["run", "--each", &file]] {
+        let (code, said) = refusal(&cluster.run(&[first, &flags].concat()));
+        assert_eq!(code, Some(2), "{said}");
+        assert!(
+            said.contains(&file) && said.contains("not a directory"),
+            "{said}"
+        );
+    }
+    let list = cluster.json(&["list", "instances"]);
+    assert_eq!(list["instances"], serde_json::json!([]));
+}
