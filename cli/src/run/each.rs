@@ -47,6 +47,14 @@ impl Plan {
     fn live(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// What is to be fetched of this file's instance.
+    fn patterns(&self, file: &Input) -> Vec<String> {
+        let patterns = self.output.iter();
+        patterns
+            .map(|pattern| substitute(pattern, &file.name))
+            .collect()
+    }
 }
 
 /// One file's end.
@@ -79,7 +87,8 @@ pub(super) async fn run(client: Client, args: &RunArgs) -> Outcome {
         stopping: AtomicBool::new(false),
     });
     distinct_results(&plan.output, &files)?;
-    files::prepare_results(&plan.output, &plan.output_dir)?;
+    let patterns = files.iter().flat_map(|file| plan.patterns(file));
+    files::prepare_results(&patterns.collect::<Vec<_>>(), &plan.output_dir)?;
     let files = Arc::new(files);
     let next = Arc::new(AtomicUsize::new(0));
     let (sender, mut receiver) = mpsc::channel(AT_ONCE);
@@ -216,13 +225,9 @@ async fn results(
     let (stdout, stderr) = (Kept::default(), Kept::default());
     let sink = Sink::new(Box::new(stdout.clone()), Box::new(stderr.clone()));
     let end = follow_output(client, id, sink).await?;
-    let patterns: Vec<String> = plan
-        .output
-        .iter()
-        .map(|pattern| substitute(pattern, &file.name))
-        .collect();
     if end.instance.state == api::InstanceState::Succeeded {
-        let whole = files::fetch_matches(beside, id, &patterns, &plan.output_dir).await?;
+        let whole =
+            files::fetch_matches(beside, id, &plan.patterns(file), &plan.output_dir).await?;
         if !whole {
             return Err(Failure::new(
                 Exit::No,

@@ -404,6 +404,10 @@ pub(crate) fn prepare_results(patterns: &[String], directory: &Path) -> Result<(
     if patterns.is_empty() {
         return Ok(());
     }
+    if let Some(broken) = patterns.iter().find(|pattern| pattern.contains('\n')) {
+        let what = format!("--output {broken:?} can't be fetched: a node names files line by line");
+        return Err(Failure::usage(what).hint("a name without a line break can be"));
+    }
     let made = match std::fs::metadata(directory) {
         Ok(there) if !there.is_dir() => Err(ErrorKind::NotADirectory.into()),
         _ => std::fs::create_dir_all(directory),
@@ -453,21 +457,41 @@ async fn try_fetch_matches(
             let short = words::short(id);
             tell!("pronto: instance {short} left no file that matches '{pattern}'");
         }
-        for found in listing.paths {
-            let target = directory.join(inside(&found)?);
-            if let Some(parent) = target.parent() {
-                std::fs::create_dir_all(parent)
-                    .with_context(|| format!("can't make {}", parent.display()))?;
-            }
+        for path in listing.paths {
             let source = Remote {
                 instance: instance.clone(),
-                path: found,
+                path,
             };
-            let bytes = fetch(client, &source, &target).await?;
-            terminal::note(&format!("{} ({bytes} bytes)", target.display()));
+            match fetch_beneath(client, &source, directory).await {
+                Ok(()) => {}
+                // A name with a line break is listed as two; it must not cost the others.
+                Err(failure) if failure.exit == Exit::NotFound => {
+                    whole = false;
+                    let (path, why) = (source.path, failure.words());
+                    tell!("pronto: '{path}' was not fetched: {why}");
+                    tell!("hint: a file with a line break in its name can't be");
+                }
+                Err(failure) => return Err(failure),
+            }
         }
     }
     Ok(whole)
+}
+
+/// Fetches a file that a node has listed to its own path beneath a directory.
+async fn fetch_beneath(
+    client: &mut Client,
+    source: &Remote,
+    directory: &Path,
+) -> Result<(), Failure> {
+    let target = directory.join(inside(&source.path)?);
+    if let Some(parent) = target.parent() {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("can't make {}", parent.display()))?;
+    }
+    let bytes = fetch(client, source, &target).await?;
+    terminal::note(&format!("{} ({bytes} bytes)", target.display()));
+    Ok(())
 }
 
 /// A path from a node, if it stays inside of the directory that it is joined to.
@@ -480,8 +504,8 @@ fn inside(path: &str) -> Result<&Path, Failure> {
         return Ok(relative);
     }
     Err(Failure::new(
-        Exit::Failed,
-        format!("the node named a file outside of its directory: {path}"),
+        Exit::NotFound,
+        "the node names a file outside of the instance's directory",
     ))
 }
 
@@ -551,6 +575,8 @@ mod tests {
         let failure = prepare_results(&patterns, Path::new("/proc")).unwrap_err();
         assert!(failure.to_string().contains("/proc"), "{failure}");
         prepare_results(&[], Path::new("/proc")).unwrap();
+        let failure = prepare_results(&["a\nb".to_owned()], &directory).unwrap_err();
+        assert!(failure.to_string().contains(r#""a\nb""#), "{failure}");
         std::fs::remove_dir_all(directory).unwrap();
     }
 

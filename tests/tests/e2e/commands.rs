@@ -69,3 +69,42 @@ fn results_that_can_not_be_put_anywhere_are_refused_before_the_run() {
     let list = cluster.json(&["list", "instances"]);
     assert_eq!(list["instances"], serde_json::json!([]));
 }
+
+/// Nodes list what matches by lines.
+#[test]
+fn a_line_break_in_a_name_costs_that_file_alone() {
+    let cluster = Cluster::start("line-break", 1);
+    let results = cluster.scratch("results");
+    let place = results.display().to_string();
+    let script = "echo 1 > a.out; echo 2 > z.out; d=$(printf 'b\n/'); mkdir \"$d\"; \
+                  echo 3 > \"${d}n.out\"; echo 4 > \"${d%/}m.out\"";
+    let words = [
+        "run",
+        "--output",
+        "*.out",
+        "*/*.out",
+        "--output-dir",
+        &place,
+    ];
+    let (code, said) = refusal(&cluster.run(&[&words[..], &["--", "sh", "-c", script]].concat()));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("was not fetched"), "{said}");
+    for (name, content) in [("a.out", "1\n"), ("z.out", "2\n")] {
+        let fetched = std::fs::read_to_string(results.join(name));
+        assert_eq!(fetched.expect(&said), content);
+    }
+    let before = cluster.json(&["list", "instances"]);
+    let words = [
+        "run",
+        "--output",
+        "a\nb",
+        "--output-dir",
+        &place,
+        "--",
+        "true",
+    ];
+    let (code, said) = refusal(&cluster.run(&words));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(r#""a\nb""#), "{said}");
+    assert_eq!(cluster.json(&["list", "instances"]), before);
+}
