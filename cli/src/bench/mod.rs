@@ -16,12 +16,12 @@ mod stall;
 mod stats;
 mod submit;
 
-use crate::exit::{Exit, Failure, OK, Outcome};
+use crate::commands::unless_interrupted;
+use crate::exit::{Failure, OK, Outcome};
 use crate::output::{Format, layout, print_value, say, write};
 use clap::Subcommand;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What can be measured
 #[derive(Debug, Subcommand)]
@@ -74,19 +74,6 @@ fn on_one_thread(bench: impl Future<Output = anyhow::Result<Report>>) -> Result<
         .build()?;
     let bench = async { bench.await.map_err(Failure::from) };
     tokio::task::LocalSet::new().block_on(&runtime, unless_interrupted(bench))
-}
-
-/// Does the work, or drops it at a signal: its processes and files go with it.
-async fn unless_interrupted<T>(
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        done = work => done,
-        _ = interrupt.recv() => Err(Failure::new(Exit::Interrupted, "interrupted")),
-        _ = terminate.recv() => Err(Failure::new(Exit::Interrupted, "told to end")),
-    }
 }
 
 /// Times from a nanosecond to a minute: what is longer counts as a minute.

@@ -7,8 +7,9 @@
 
 use super::figures::{micros, plain};
 use super::rig::{Rig, Target};
-use super::{Report, Row, nanoseconds, parameters, unless_interrupted};
+use super::{Report, Row, nanoseconds, parameters};
 use crate::client::{Client, path};
+use crate::commands::unless_interrupted;
 use crate::exit::{Exit, Failure};
 use crate::run::submit;
 use crate::settings::{ConnectionArgs, Settings};

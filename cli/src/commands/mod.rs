@@ -22,6 +22,7 @@ use crate::{bench, cert, daemon, demo, dev, run};
 use anyhow::Context;
 use clap::Parser;
 use std::future::Future;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The whole program.
 pub(crate) fn main() -> Outcome {
@@ -114,4 +115,18 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
         .build()
         .context("can't start the runtime")?
         .block_on(future)
+}
+
+/// Does the work, unless SIGINT or SIGTERM comes first: then it is dropped, with what it has begun.
+pub(crate) async fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let came = tokio::select! {
+        done = work => return done,
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = terminate.recv() => SignalKind::terminate(),
+    };
+    Err(Failure::of_signal(came.as_raw_value()))
 }

@@ -1,13 +1,14 @@
 //! `pronto logs`, `exec` and `cp`.
 
+use super::unless_interrupted;
 use crate::args::{CpArgs, ExecArgs, LogsArgs};
 use crate::client::{Client, frames, path, query};
 use crate::exit::{Exit, Failure, OK, Outcome, own_code};
 use crate::output::say;
 use crate::run::files::{self, Remote};
+use crate::run::follow_path;
 use crate::run::stdin;
 use crate::run::streams::{Sink, copy_output};
-use crate::run::{follow_path, unless_interrupted};
 use pronto_controller::api::types as api;
 
 /// `pronto logs`.

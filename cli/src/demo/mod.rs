@@ -7,6 +7,7 @@
 mod batch;
 mod replay;
 
+use crate::commands::{block_on, unless_interrupted};
 use crate::dev::layout::Layout;
 use crate::dev::{self, process::Process};
 use crate::exit::{Exit, Failure, OK, Outcome};
@@ -18,7 +19,6 @@ use pronto_scheduler::replay::{Trace, synthetic_openb};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Compute nodes of the local cluster.
 const LAUNCHERS: u16 = 3;
@@ -101,27 +101,18 @@ fn demonstrate(
 ) -> Result<Report, Failure> {
     terminal::note(&format!("starting a cluster of {LAUNCHERS} launchers"));
     let mut supervisor = dev::spawn(layout, LAUNCHERS, Process::own())?;
-    crate::commands::block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let demo = async {
-            dev::ready(layout, LAUNCHERS, Some(&mut supervisor)).await?;
-            let mut batch = batch::run(layout, files).await?;
-            let trace = replay::run(layout.directory(), trace, source, args.seed).await?;
-            // Seconds later: a duplicate that came late would show by now.
-            batch.recount()?;
-            Ok(Report {
-                batch,
-                trace,
-                took_ms: 0,
-            })
-        };
-        tokio::select! {
-            report = demo => report,
-            _ = interrupt.recv() => Err(Failure::new(Exit::Interrupted, "interrupted")),
-            _ = terminate.recv() => Err(Failure::new(Exit::Interrupted, "told to end")),
-        }
-    })
+    block_on(unless_interrupted(async {
+        dev::ready(layout, LAUNCHERS, Some(&mut supervisor)).await?;
+        let mut batch = batch::run(layout, files).await?;
+        let trace = replay::run(layout.directory(), trace, source, args.seed).await?;
+        // Seconds later: a duplicate that came late would show by now.
+        batch.recount()?;
+        Ok(Report {
+            batch,
+            trace,
+            took_ms: 0,
+        })
+    }))
 }
 
 /// Ends every process and removes the directory.

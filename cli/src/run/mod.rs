@@ -13,7 +13,7 @@ pub(crate) mod words;
 
 use crate::args::spec::{CreateInstanceArgs, RunArgs, SpecArgs};
 use crate::client::{Client, path, query};
-use crate::commands::hint;
+use crate::commands::{hint, unless_interrupted};
 use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::{Format, OutputArgs, print_value, say, tell, terminal};
 use files::Remote;
@@ -112,20 +112,6 @@ pub(crate) async fn run(mut client: Client, args: &RunArgs) -> Outcome {
         OK if !whole => Exit::No.code(),
         code => code,
     })
-}
-
-/// Does the work, unless SIGINT or SIGTERM comes first: then it is dropped, with what it has begun.
-pub(crate) async fn unless_interrupted<T>(
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let came = tokio::select! {
-        done = work => return done,
-        _ = interrupt.recv() => SignalKind::interrupt(),
-        _ = terminate.recv() => SignalKind::terminate(),
-    };
-    Err(Failure::of_signal(came.as_raw_value()))
 }
 
 /// Stops an instance that we leave. What led to it is the failure that counts.

@@ -12,9 +12,9 @@ mod plan;
 mod timings;
 
 use super::figures::{as_f64, compared, micros, plain};
-use super::{Report, parameters, unless_interrupted};
+use super::{Report, parameters};
 use crate::client::{Client, path};
-use crate::commands::block_on;
+use crate::commands::{block_on, unless_interrupted};
 use crate::dev::layout::Layout;
 use crate::dev::{self, process::Process};
 use crate::exit::{Exit, Failure};
