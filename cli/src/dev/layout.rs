@@ -187,11 +187,10 @@ impl Layout {
             roles.push(role);
         }
         for (path, text) in files {
-            std::fs::write(&path, text)
-                .with_context(|| format!("can't write {}", path.display()))?;
+            replace(&path, text.as_bytes())?;
         }
         let bytes = serde_json::to_vec(&ports).map_err(anyhow::Error::from)?;
-        std::fs::write(self.ports_file(), bytes).context("can't write ports.json")?;
+        replace(&self.ports_file(), &bytes)?;
         Ok(roles)
     }
 
@@ -209,6 +208,15 @@ impl Layout {
         let hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         authority.issue(&identity, &self.pki(), &Terms { days: DAYS, hosts })
     }
+}
+
+/// Writes a file so that nobody ever reads a part of it.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, bytes)
+        .and_then(|()| std::fs::rename(&fresh, path))
+        .with_context(|| format!("can't write {}", path.display()))?;
+    Ok(())
 }
 
 /// The `[tls]` table: paths relative to the configuration's own directory.
@@ -273,6 +281,7 @@ fn launcher(ports: &Ports, pair: &Pair, number: u16, launchers: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_second_start_keeps_certificates_and_serves_another_number_of_launchers() {
@@ -281,9 +290,15 @@ mod tests {
         layout.make_directories().unwrap();
         assert_eq!(layout.prepare(1).unwrap().len(), 3);
         let ca = std::fs::read(layout.pki().join("ca.crt")).unwrap();
+        let client = std::fs::File::open(layout.client_config()).unwrap();
         assert_eq!(layout.prepare(2).unwrap().last(), Some(&Role::Launcher(2)));
         assert_eq!(std::fs::read(layout.pki().join("ca.crt")).unwrap(), ca);
         assert_eq!(layout.ports().unwrap().launchers_ops.len(), 2);
+        assert_ne!(
+            client.metadata().unwrap().ino(),
+            std::fs::metadata(layout.client_config()).unwrap().ino(),
+            "who reads it meanwhile has the whole file"
+        );
         for name in [
             "client",
             "scheduler",

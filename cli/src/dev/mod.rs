@@ -199,7 +199,7 @@ pub(crate) async fn ready(
             )
             .hint(format!("{} has it all", log.display())));
         }
-        match nodes_ready(layout).await {
+        match nodes_ready(layout, child.as_deref()).await {
             Ok((ready, scheduler)) if ready >= usize::from(launchers) && scheduler => return Ok(()),
             Ok((ready, true)) => last = format!("{ready} of {launchers} nodes are ready"),
             Ok((_, false)) => last = "the controller has no scheduler".to_owned(),
@@ -215,8 +215,13 @@ pub(crate) async fn ready(
 }
 
 /// Nodes that take work, and whether the scheduler is active.
-async fn nodes_ready(layout: &Layout) -> Result<(usize, bool), Failure> {
-    if !layout.client_config().exists() {
+async fn nodes_ready(layout: &Layout, child: Option<&Child>) -> Result<(usize, bool), Failure> {
+    // Until the supervisor has its record there, what answers is what a killed one has left.
+    let is_up = |child: &Child| {
+        let running = supervisor::running(layout);
+        running.is_some_and(|running| u32::try_from(running.pid) == Ok(child.id()))
+    };
+    if !child.is_none_or(is_up) {
         return Ok((0, false));
     }
     let mut client = admin(layout)?;

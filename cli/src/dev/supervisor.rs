@@ -4,7 +4,7 @@
 //! is said. The children stand in a record on disk (pid and start time), so that `--stop` finds
 //! them even if this process is gone.
 
-use super::layout::{Layout, Role};
+use super::layout::{Layout, Role, replace};
 use super::process::{OWN_PROGRAM, Process};
 use super::{admin, print_export, ready, stop};
 use crate::client::{Client, path, query};
@@ -361,12 +361,7 @@ impl Supervisor<'_> {
             children,
         };
         let bytes = serde_json::to_vec_pretty(&record).map_err(anyhow::Error::from)?;
-        let path = self.layout.record();
-        let fresh = path.with_extension("new");
-        std::fs::write(&fresh, bytes)
-            .and_then(|()| std::fs::rename(&fresh, &path))
-            .with_context(|| format!("can't write {}", path.display()))?;
-        Ok(())
+        replace(&self.layout.record(), &bytes)
     }
 
     /// Workloads first, while there is somebody to stop them; then the daemons, each after those

@@ -108,3 +108,25 @@ fn a_line_break_in_a_name_costs_that_file_alone() {
     assert!(said.contains(r#""a\nb""#), "{said}");
     assert_eq!(cluster.json(&["list", "instances"]), before);
 }
+
+/// Its daemons go on for a moment, and answer as if they were the new cluster.
+#[test]
+fn a_cluster_is_ready_when_its_own_supervisor_says_so() {
+    let cluster = Cluster::start("supervisor", 1);
+    let supervisor = || {
+        let record = std::fs::read(cluster.data_dir().join("cluster.json")).expect("a record");
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+        record["supervisor"]["pid"].as_i64().expect("a pid")
+    };
+    let killed = supervisor();
+    let controller = cluster.daemons("controller");
+    signal(i32::try_from(killed).expect("a pid"), "KILL");
+    wait_until("it is gone", || {
+        let status = std::fs::read_to_string(format!("/proc/{killed}/stat"));
+        status.is_err() || status.is_ok_and(|status| status.contains(") Z "))
+    });
+    cluster.up(1);
+    assert_ne!(supervisor(), killed);
+    assert_ne!(cluster.daemons("controller"), controller);
+    cluster.must(&["run", "--", "true"]);
+}
