@@ -3,6 +3,7 @@
 //! Binary units throughout: K, M, G and T are powers of 1024. A quantity that can't be kept
 //! exactly is rounded up, never down, since it is a demand.
 
+use pronto_controller::spec;
 use pronto_payloads::demand::{GPU_MILLIS, Resource};
 use pronto_payloads::limits;
 use std::time::Duration;
@@ -107,6 +108,15 @@ pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
         .map_err(|_| "accepted: a duration such as 500ms, 30s, 5m or 2h 30m".to_owned())?;
     u64::try_from(duration.as_millis())
         .map_err(|_| "accepted: a duration below 500 million years".to_owned())
+}
+
+/// Checks a name for so many instances. Which rule it breaks does not matter: one sentence has all.
+pub(crate) fn check_instance_name(name: &str, count: u32) -> Result<(), String> {
+    spec::check_instance_name(name, count).map_err(|_| {
+        "accepted: 1 to 63 ASCII letters, digits, '.', '_' and '-' (56 where --count is above 1), \
+         not hex digits and dashes alone, which would read as an id"
+            .to_owned()
+    })
 }
 
 /// A submission's whole id.
@@ -311,5 +321,20 @@ mod tests {
         assert_eq!(pair("a="), Ok(("a".into(), String::new())));
         assert!(pair("=b").is_err() && pair("a").is_err());
         assert!(resource("fpga=0").is_err() && resource("fpga=2").is_ok());
+    }
+
+    #[test]
+    fn what_a_name_accepts_is_said_in_the_same_words_whatever_is_wrong() {
+        let long = ["x".repeat(63), "x".repeat(56)];
+        for (name, count) in [("web-1_a.B", 1), (&long[0], 1), (&long[1], 2)] {
+            assert_eq!(check_instance_name(name, count), Ok(()));
+        }
+        let said = |name: &str, count| check_instance_name(name, count).unwrap_err();
+        let words = said("", 1);
+        for (name, count) in [("ü", 1), ("a/b", 1), ("dead-beef", 1), (&long[0], 2)] {
+            assert_eq!(said(name, count), words, "{name}");
+        }
+        assert_eq!(said(&"x".repeat(64), 1), words);
+        assert_eq!(said(&"x".repeat(57), 2), words);
     }
 }

@@ -16,6 +16,7 @@ use crate::client::{Client, path, query};
 use crate::commands::{hint, unless_interrupted};
 use crate::exit::{Exit, Failure, OK, Outcome};
 use crate::output::{Format, OutputArgs, print_value, say, tell, terminal};
+use crate::units;
 use files::Remote;
 use hyper::Method;
 use pronto_controller::api::types as api;
@@ -162,6 +163,11 @@ pub(crate) async fn request(
     count: u32,
     wants: Wants,
 ) -> Result<api::SubmitRequest, Failure> {
+    if let Some(name) = &args.name {
+        units::check_instance_name(name, count).map_err(|accepted| {
+            Failure::usage(format!("--name '{name}' is not valid; {accepted}"))
+        })?;
+    }
     let keep_outputs_ms = if wants.outputs { KEEP_OUTPUTS_MS } else { 0 };
     let mut request = api::SubmitRequest {
         request_id: Some(Uuid::now_v7()),

@@ -80,6 +80,8 @@ fn errors_say_what_is_accepted_and_what_to_do_next() {
         "run --client-config unreachable.toml -- true",
         "run --client-config unreachable.toml",
         "run --client-config unreachable.toml --kernel /k --runtime exec -- ls",
+        "run --client-config unreachable.toml --name ü -- true",
+        "create instance --client-config unreachable.toml --name a/b -- true",
         "run --client-config unreachable.toml --file bad.yaml",
         "run --client-config unreachable.toml --file stray.yaml",
         "create workload --client-config unreachable.toml --file typo.yaml",
