@@ -119,6 +119,14 @@ pub(crate) fn check_instance_name(name: &str, count: u32) -> Result<(), String> 
     })
 }
 
+/// What names something: an id, the end of one, a name.
+pub(crate) fn reference(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty, and names nothing".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// A submission's whole id.
 pub(crate) fn submission(text: &str) -> Result<uuid::Uuid, String> {
     let id = uuid::Uuid::parse_str(text);

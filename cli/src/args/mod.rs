@@ -167,7 +167,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// The instance: its id, the end of it, or its name
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", value_parser = units::reference)]
     pub(crate) instance: String,
     /// Go on until the instance has ended
     #[arg(short, long)]
@@ -192,7 +192,7 @@ pub(crate) struct LogsArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The instance: its id, the end of it, or its name
-    #[arg(value_name = "INSTANCE")]
+    #[arg(value_name = "INSTANCE", value_parser = units::reference)]
     pub(crate) instance: String,
     /// Send standard input to the command
     #[arg(short, long)]
@@ -219,7 +219,7 @@ pub(crate) struct CpArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// An instance that waits; without it the demand of the flags
-    #[arg(value_name = "INSTANCE", conflicts_with_all = ["cpus", "memory", "disk", "gpus", "resources", "constraints", "node", "runtime"])]
+    #[arg(value_name = "INSTANCE", value_parser = units::reference, conflicts_with_all = ["cpus", "memory", "disk", "gpus", "resources", "constraints", "node", "runtime"])]
     pub(crate) instance: Option<String>,
     #[command(flatten)]
     pub(crate) demand: DemandArgs,
@@ -231,7 +231,7 @@ pub(crate) struct ExplainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DrainArgs {
     /// The node
-    #[arg(value_name = "NODE")]
+    #[arg(value_name = "NODE", value_parser = units::reference)]
     pub(crate) name: String,
     /// What may not be restarted goes on for so long; then it is stopped, and begins anew elsewhere
     /// unless its --reschedule is 0
@@ -248,7 +248,7 @@ pub(crate) struct DrainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// The node
-    #[arg(value_name = "NODE")]
+    #[arg(value_name = "NODE", value_parser = units::reference)]
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
@@ -292,5 +292,37 @@ mod tests {
         assert_eq!(run.spec.command, ["ls", "--all", "-o", "x"]);
         let typo = Cli::try_parse_from(["pronto", "run", "--cpu", "1", "ls"]).unwrap_err();
         assert!(typo.to_string().contains("--cpus"), "{typo}");
+    }
+
+    /// A variable of a script that is not set must not name the list of all, or something else.
+    #[test]
+    fn an_empty_name_is_refused() {
+        for line in [
+            "show instance",
+            "show workload",
+            "show node",
+            "show tenant",
+            "show quota",
+            "stop instance x",
+            "restart instance",
+            "delete instance",
+            "delete workload",
+            "delete node",
+            "delete tenant",
+            "create tenant",
+            "update tenant",
+            "update quota",
+            "logs",
+            "exec",
+            "explain",
+            "drain",
+            "restore",
+        ] {
+            let words = ["pronto"].into_iter().chain(line.split(' ')).chain([""]);
+            let refused = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(refused.exit_code(), 2, "{line}");
+            let said = refused.to_string();
+            assert!(said.contains("it is empty"), "{line}: {said}");
+        }
     }
 }

@@ -87,7 +87,7 @@ pub(crate) enum ShowNoun {
     #[command(alias = "instances")]
     Instance {
         /// Its id, the end of it, or its name
-        #[arg(value_name = "INSTANCE")]
+        #[arg(value_name = "INSTANCE", value_parser = units::reference)]
         id: String,
         /// Show the values of environment variables
         #[arg(long)]
@@ -96,7 +96,7 @@ pub(crate) enum ShowNoun {
     /// A workload
     #[command(alias = "workloads")]
     Workload {
-        #[arg(value_name = "NAME")]
+        #[arg(value_name = "NAME", value_parser = units::reference)]
         id: String,
         /// Show the values of environment variables
         #[arg(long)]
@@ -105,19 +105,19 @@ pub(crate) enum ShowNoun {
     /// A node: capacity, labels, load
     #[command(alias = "nodes")]
     Node {
-        #[arg(value_name = "NODE")]
+        #[arg(value_name = "NODE", value_parser = units::reference)]
         id: String,
     },
     /// A tenant and its policy
     #[command(alias = "tenants")]
     Tenant {
-        #[arg(value_name = "TENANT")]
+        #[arg(value_name = "TENANT", value_parser = units::reference)]
         id: String,
     },
     /// A tenant's quota
     #[command(alias = "quotas")]
     Quota {
-        #[arg(value_name = "TENANT", default_value = "default")]
+        #[arg(value_name = "TENANT", default_value = "default", value_parser = units::reference)]
         id: String,
     },
     /// The controller, its store and its scheduler
@@ -140,7 +140,7 @@ pub(crate) enum CreateNoun {
     /// A tenant
     #[command(alias = "tenants")]
     Tenant {
-        #[arg(value_name = "TENANT")]
+        #[arg(value_name = "TENANT", value_parser = units::reference)]
         id: String,
         #[command(flatten)]
         policy: TenantPolicyArgs,
@@ -156,7 +156,7 @@ pub(crate) enum UpdateNoun {
     /// A tenant's quota: instances=100 cpus=8 memory=16G disk=1T gpus=2; `none` takes a limit away
     #[command(alias = "quotas")]
     Quota {
-        #[arg(value_name = "TENANT")]
+        #[arg(value_name = "TENANT", value_parser = units::reference)]
         id: String,
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = units::pair)]
         limits: Vec<(String, String)>,
@@ -164,7 +164,7 @@ pub(crate) enum UpdateNoun {
     /// A tenant's policy
     #[command(alias = "tenants")]
     Tenant {
-        #[arg(value_name = "TENANT")]
+        #[arg(value_name = "TENANT", value_parser = units::reference)]
         id: String,
         #[command(flatten)]
         policy: TenantPolicyArgs,
@@ -190,19 +190,19 @@ pub(crate) enum DeleteNoun {
     /// Instances: stopped if they live, then forgotten with logs and files
     #[command(alias = "instances")]
     Instance {
-        #[arg(value_name = "INSTANCE", required = true)]
+        #[arg(value_name = "INSTANCE", required = true, value_parser = units::reference)]
         ids: Vec<String>,
     },
     /// Workloads; instances made from them stay
     #[command(alias = "workloads")]
     Workload {
-        #[arg(value_name = "NAME", required = true)]
+        #[arg(value_name = "NAME", required = true, value_parser = units::reference)]
         ids: Vec<String>,
     },
     /// Nodes that will not come back
     #[command(alias = "nodes")]
     Node {
-        #[arg(value_name = "NODE", required = true)]
+        #[arg(value_name = "NODE", required = true, value_parser = units::reference)]
         ids: Vec<String>,
         /// You swear that nothing runs there any more: its work is lost and rescheduled at once
         #[arg(long)]
@@ -211,7 +211,7 @@ pub(crate) enum DeleteNoun {
     /// Tenants without living instances
     #[command(alias = "tenants")]
     Tenant {
-        #[arg(value_name = "TENANT", required = true)]
+        #[arg(value_name = "TENANT", required = true, value_parser = units::reference)]
         ids: Vec<String>,
     },
 }
@@ -222,7 +222,7 @@ pub(crate) enum StopNoun {
     /// Instances: SIGTERM, a grace period, SIGKILL
     #[command(alias = "instances")]
     Instance {
-        #[arg(value_name = "INSTANCE", required_unless_present = "submission")]
+        #[arg(value_name = "INSTANCE", required_unless_present = "submission", value_parser = units::reference)]
         ids: Vec<String>,
         /// All that live of this submission
         #[arg(long, value_name = "ID", conflicts_with = "ids", value_parser = units::submission)]
@@ -242,7 +242,7 @@ pub(crate) enum RestartNoun {
     /// Instances that run or have ended
     #[command(alias = "instances")]
     Instance {
-        #[arg(value_name = "INSTANCE", required = true)]
+        #[arg(value_name = "INSTANCE", required = true, value_parser = units::reference)]
         ids: Vec<String>,
         /// Between SIGTERM and SIGKILL; 0s kills at once
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
