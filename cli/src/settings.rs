@@ -8,6 +8,7 @@
 use crate::exit::{Exit, Failure};
 use anyhow::Context;
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The system's file.
@@ -37,65 +38,57 @@ pub(crate) struct TlsKeys {
     pub(crate) key: Option<PathBuf>,
 }
 
-/// What flags and environment said, clap having put the first before the second.
+/// What flags said, and with [`ConnectionArgs::or_environment`] what the environment said otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionArgs {
-    /// Settings file; the user's and the system's fill in what it leaves out
-    #[arg(
-        long,
-        global = true,
-        env = "PRONTO_CONFIG",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
+    /// Settings file; the user's and the system's fill in what it leaves out [env: PRONTO_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) client_config: Option<PathBuf>,
-    /// Controllers, tried in order: https://host:7470
+    /// Controllers, tried in order: https://host:7470 [env: PRONTO_CONTROLLERS]
     #[arg(
         long = "controller",
         global = true,
-        env = "PRONTO_CONTROLLERS",
         value_name = "URL",
-        value_delimiter = ',',
-        hide_env_values = true
+        value_delimiter = ','
     )]
     pub(crate) controllers: Option<Vec<String>>,
-    /// The cluster's CA certificate
-    #[arg(
-        long,
-        global = true,
-        env = "PRONTO_CA",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
+    /// The cluster's CA certificate [env: PRONTO_CA]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
-    /// Your certificate
-    #[arg(
-        long,
-        global = true,
-        env = "PRONTO_CERT",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
+    /// Your certificate [env: PRONTO_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
-    /// Your private key
-    #[arg(
-        long,
-        global = true,
-        env = "PRONTO_KEY",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
+    /// Your private key [env: PRONTO_KEY]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// Whom to act for; only an admin may choose
-    #[arg(
-        long,
-        global = true,
-        env = "PRONTO_TENANT",
-        value_name = "NAME",
-        hide_env_values = true
-    )]
+    /// Whom to act for; only an admin may choose [env: PRONTO_TENANT]
+    #[arg(long, global = true, value_name = "NAME")]
     pub(crate) tenant: Option<String>,
+}
+
+impl ConnectionArgs {
+    /// The same, with variables of the environment where there was no flag; an empty one counts as
+    /// none. clap could read them as well, but names those that are set in each usage line, as if
+    /// they were flags that the command needs.
+    pub(crate) fn or_environment(self) -> Result<Self, Failure> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        let text = |name: &str| {
+            let value = variable(name).map(OsString::into_string).transpose();
+            value.map_err(|_| Failure::usage(format!("{name} is not UTF-8")))
+        };
+        let controllers = text("PRONTO_CONTROLLERS")?;
+        let controllers = controllers.map(|all| all.split(',').map(str::to_owned).collect());
+        Ok(Self {
+            client_config: self.client_config.or_else(|| path("PRONTO_CONFIG")),
+            controllers: self.controllers.or(controllers),
+            ca: self.ca.or_else(|| path("PRONTO_CA")),
+            cert: self.cert.or_else(|| path("PRONTO_CERT")),
+            key: self.key.or_else(|| path("PRONTO_KEY")),
+            tenant: self.tenant.or(text("PRONTO_TENANT")?),
+        })
+    }
 }
 
 /// Everything that is needed to talk to a cluster.
@@ -110,7 +103,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The settings of this process: flags and environment, then the files.
+    /// The settings of these flags, then of the files.
     pub(crate) fn resolve(args: &ConnectionArgs) -> Result<Self, Failure> {
         Self::from_layers(args, &files(args, user_file().as_deref())?)
     }

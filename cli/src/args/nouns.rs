@@ -14,16 +14,16 @@ pub(crate) enum ListNoun {
     /// Workloads: named templates
     #[command(alias = "workload")]
     Workloads,
-    /// Compute nodes
+    /// Compute nodes, with what is free of what each has: free/total
     #[command(alias = "node")]
     Nodes,
     /// Tenants and their policy
     #[command(alias = "tenant")]
     Tenants,
-    /// Quotas: limits and what is used of them
+    /// Quotas, with what is used of each limit: used/limit
     #[command(alias = "quota")]
     Quotas,
-    /// What has happened, newest last
+    /// What has happened, newest last; times are UTC
     #[command(alias = "event")]
     Events(ListEventsArgs),
 }

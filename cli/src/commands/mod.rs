@@ -105,7 +105,8 @@ fn dispatch(command: Command) -> Outcome {
 
 /// A client with the settings of these flags, the environment and the files.
 fn connect(args: &ClientArgs) -> Result<Client, Failure> {
-    Client::new(Settings::resolve(&args.connection)?)
+    let connection = args.connection.clone().or_environment()?;
+    Client::new(Settings::resolve(&connection)?)
 }
 
 /// Runs a client's future on this thread.

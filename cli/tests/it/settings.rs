@@ -55,6 +55,22 @@ fn flag_then_environment_then_named_file_then_the_users() {
     );
 }
 
+/// A usage line names what a command needs, which is not what the environment has said already.
+#[test]
+fn what_the_environment_says_is_in_no_usage_line() {
+    let scratch = Scratch::new("usage");
+    let output = scratch
+        .command("show instance")
+        .env("PRONTO_CONFIG", "named.toml")
+        .env("PRONTO_TENANT", "physics")
+        .output()
+        .unwrap();
+    let ran = Ran::new("show instance", &scratch.path, &output);
+    assert_eq!(ran.code, 2);
+    let usage = "Usage: pronto show instance <INSTANCE>\n";
+    assert!(ran.stderr.contains(usage), "{}", ran.stderr);
+}
+
 #[test]
 fn an_unknown_key_is_a_usage_error() {
     let scratch = Scratch::new("unknown-key");
