@@ -15,6 +15,8 @@ pub mod join;
 pub mod message;
 pub mod sys;
 
+mod connection;
+mod ends;
 mod exits;
 mod orphans;
 mod spawn;
@@ -23,15 +25,15 @@ mod workload;
 use crate::cgroup::Group;
 use crate::moment::Moment;
 use crate::supervisor::StopCause;
-use message::{Exit, FORMAT, FromShim, Key, LINE_BYTES, ShimSettings, ToShim};
+use connection::Connection;
+use message::{Exit, FORMAT, FromShim, Key, ShimSettings, ToShim};
 use pronto_payloads::instance::{End, EndCause, Usage};
 use pronto_payloads::stream::Channel;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::process::Pid;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 use workload::Workload;
@@ -40,8 +42,6 @@ use workload::Workload;
 const POOLED_GROUPS: usize = 64;
 /// One read of a pipe: its whole capacity, and one chunk of the log.
 const READ_BYTES: usize = crate::logs::CHUNK_BYTES;
-/// What may wait for a launcher that does not read; then it is cut, and hears all at its return.
-const OUTBOX_BYTES: usize = 16 << 20;
 /// With fences set, time is looked at this often: epoll's clock stops in suspension, ours does not.
 const FENCE_CHECK: Duration = Duration::from_secs(1);
 
@@ -82,14 +82,6 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> i32 {
 /// A line for whoever reads our log: a disk that is full, or a reader that has gone, must not end us.
 fn say(line: impl std::fmt::Display) {
     let _unread = writeln!(io::stderr(), "{line}");
-}
-
-struct Connection {
-    socket: OwnedFd,
-    inbox: Vec<u8>,
-    outbox: Vec<u8>,
-    greeted: bool,
-    wants_write: bool,
 }
 
 struct Shim {
@@ -253,94 +245,6 @@ impl Shim {
 
     // Launcher
 
-    fn accept(&mut self) {
-        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
-            return;
-        };
-        // What the last launcher said before it died is done before the next one asks.
-        self.receive();
-        self.disconnect();
-        let data = epoll::EventData::new_u64(CONNECTION);
-        if epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN).is_ok() {
-            self.connection = Some(Connection {
-                socket,
-                inbox: Vec::new(),
-                outbox: Vec::new(),
-                greeted: false,
-                wants_write: false,
-            });
-        }
-    }
-
-    fn disconnect(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            let _ = epoll::delete(&self.epoll, &connection.socket);
-            self.idle_since = Moment::now();
-        }
-    }
-
-    /// Reads all that is there, and does it.
-    fn receive(&mut self) {
-        let mut gone = false;
-        while let Some(connection) = &mut self.connection {
-            match rustix::io::read(&connection.socket, &mut self.buffer[..]) {
-                Ok(0) => {
-                    gone = true;
-                    break;
-                }
-                Ok(length) => {
-                    connection.inbox.extend_from_slice(&self.buffer[..length]);
-                    if connection.inbox.len() > LINE_BYTES && !connection.inbox.contains(&b'\n') {
-                        gone = true;
-                        break;
-                    }
-                    if length < self.buffer.len() {
-                        break;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_) => {
-                    gone = true;
-                    break;
-                }
-            }
-        }
-        self.obey();
-        if gone {
-            self.disconnect();
-        }
-    }
-
-    fn obey(&mut self) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let mut inbox = std::mem::take(&mut connection.inbox);
-        let Some(end) = inbox.iter().rposition(|byte| *byte == b'\n') else {
-            connection.inbox = inbox;
-            return;
-        };
-        let rest = inbox.split_off(end + 1);
-        for line in inbox
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            match serde_json::from_slice(line) {
-                Ok(message) => self.handle(message),
-                // A newer launcher may say what this one does not know; the rest still counts.
-                Err(error) => {
-                    let mut log = io::stderr();
-                    let _full = writeln!(log, "launcher-shim: not understood: {error}");
-                }
-            }
-        }
-        if let Some(connection) = &mut self.connection {
-            connection.inbox = rest;
-        }
-    }
-
     fn handle(&mut self, message: ToShim) {
         let now = Moment::now();
         match message {
@@ -391,85 +295,6 @@ impl Shim {
                 workload.stop(now, StopCause::Asked, grace_ms);
             }
             self.set_timer(id);
-        }
-    }
-
-    fn greet(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.greeted = true;
-        }
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        self.tell(&FromShim::Welcome {
-            format: FORMAT,
-            pid,
-            started_at: self.started_at,
-        });
-        let alive: Vec<(FromShim, Option<FromShim>)> = self
-            .workloads
-            .values()
-            .map(|workload| (alive(workload), ended(workload)))
-            .collect();
-        for (alive, ended) in alive {
-            self.tell(&alive);
-            if let Some(ended) = ended {
-                self.tell(&ended);
-            }
-        }
-        self.exits.retry();
-        let unwritten: Vec<Exit> = self.exits.unwritten().cloned().collect();
-        for exit in unwritten {
-            self.tell(&FromShim::Unwritten(exit));
-        }
-        self.tell(&FromShim::Listed);
-    }
-
-    fn tell(&mut self, message: &FromShim) {
-        let Some(connection) = self
-            .connection
-            .as_mut()
-            .filter(|connection| connection.greeted)
-        else {
-            return;
-        };
-        if serde_json::to_writer(&mut connection.outbox, message).is_ok() {
-            connection.outbox.push(b'\n');
-        }
-    }
-
-    /// Writes what has gathered in this turn.
-    fn flush(&mut self) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let mut written = 0;
-        let broken = loop {
-            if written == connection.outbox.len() {
-                break false;
-            }
-            // A launcher that has died must not kill its shim with SIGPIPE.
-            match rustix::net::send(
-                &connection.socket,
-                &connection.outbox[written..],
-                rustix::net::SendFlags::NOSIGNAL,
-            ) {
-                Ok(length) => written += length,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break connection.outbox.len() - written > OUTBOX_BYTES,
-                Err(_) => break true,
-            }
-        };
-        connection.outbox.drain(..written);
-        let wants_write = !connection.outbox.is_empty();
-        if wants_write != connection.wants_write {
-            connection.wants_write = wants_write;
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, wants_write);
-            let data = epoll::EventData::new_u64(CONNECTION);
-            let _ = epoll::modify(&self.epoll, &connection.socket, data, flags);
-        }
-        if broken {
-            self.receive();
-            self.disconnect();
         }
     }
 
@@ -612,101 +437,6 @@ impl Shim {
                 Err(_) => return,
             }
         }
-    }
-
-    fn take_signals(&mut self) {
-        for signal in sys::pending_signals(self.signals.as_fd()) {
-            if signal == libc::SIGTERM || signal == libc::SIGINT {
-                self.shut_down(2000);
-            }
-        }
-        self.settle();
-    }
-
-    /// Looks at all children that have ended; says whether there were any.
-    fn reap(&mut self) -> bool {
-        let mut any = false;
-        while let Some(reaped) = sys::reap() {
-            any = true;
-            let Some(id) = self.by_pid.remove(&reaped.pid) else {
-                // An orphan of a workload that was handed to us.
-                if let Some(pid) = Pid::from_raw(reaped.pid) {
-                    self.orphans.reaped(pid);
-                }
-                continue;
-            };
-            if let Some(workload) = self.workloads.get_mut(&id) {
-                workload.main_ended(&reaped);
-                self.remains.insert(id);
-            }
-        }
-        any
-    }
-
-    /// Finds out who has ended, and what is left of them.
-    fn survey(&mut self) {
-        if self.settings.hierarchy.is_some() {
-            self.reap();
-            return;
-        }
-        // Nobody must end between the list and the look at who has ended: each orphan in the list is
-        // then of a workload that is known to be over, and each of such a workload is in the list.
-        let children = loop {
-            let children = orphans::children();
-            if !self.reap() {
-                break children;
-            }
-        };
-        let is_main = |pid: Pid| self.by_pid.contains_key(&pid.as_raw_nonzero().get());
-        self.orphans.survey(children, is_main, &self.remains);
-    }
-
-    /// Finishes those that are empty by now, and kills what is left of the others.
-    fn settle(&mut self) {
-        self.survey();
-        self.orphans.kill();
-        let now = Moment::now();
-        for id in self.remains.clone() {
-            let Some(workload) = self.workloads.get_mut(&id) else {
-                continue;
-            };
-            let is_empty = match &workload.group {
-                Some(group) => group.is_empty(),
-                None => self.orphans.has_none_of(id),
-            };
-            if is_empty {
-                self.finish(id);
-            } else {
-                workload.kill(now);
-                self.set_timer(id);
-            }
-        }
-    }
-
-    fn finish(&mut self, id: u64) {
-        // All writers are gone: a pipe's rest is what fits into it.
-        self.drain_pipe(id, 0, 64);
-        self.drain_pipe(id, 1, 64);
-        self.remains.remove(&id);
-        let Some(mut workload) = self.workloads.remove(&id) else {
-            return;
-        };
-        if let Some(at) = workload.alarm {
-            self.timers.remove(&(at, id));
-        }
-        if let Some(exit) = workload.exit() {
-            self.exits.write(workload.spawn.directory.clone(), exit);
-        }
-        if let Some(ended) = ended(&workload) {
-            self.tell(&ended);
-        }
-        let key = workload.spawn.key.clone();
-        self.by_key.remove(&key);
-        self.tell(&FromShim::Emptied { key });
-        if let Some(group) = workload.group.take() {
-            self.put_group(group);
-        }
-        self.idle_since = Moment::now();
     }
 
     // Time
