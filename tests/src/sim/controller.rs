@@ -8,13 +8,13 @@ use super::net::{ConnId, MS, Time};
 use super::plant::Plant;
 use super::rng::Rng;
 use pronto_controller::numbers::IdScheme;
-use pronto_controller::planner::{Effect, Event, Now, Settings, State};
+use pronto_controller::planner::{Effect, Event, Now, ReopenCall, Settings, State};
 use pronto_controller::store::{Batch, EndRow, MemoryStore, Store as _, Write};
 use pronto_payloads::hello::ControllerHello;
 use pronto_payloads::ids::{ControllerEpoch, InstanceId, OwnerId};
 use pronto_payloads::place::AttemptId;
 use pronto_protocol::transport::Dialer;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The wall clock at the simulation's beginning, for people.
 const UNIX_MS: u64 = 1_800_000_000_000;
@@ -124,6 +124,29 @@ impl Controller {
         self.store
             .ends
             .get(&IdScheme::new(self.store.meta.id_key).seq(id, newest))
+    }
+
+    /// An instance that has ended, as its store gives it for a new attempt.
+    #[must_use]
+    pub fn past(&self, id: InstanceId) -> Option<ReopenCall> {
+        let end = self.end_of(id).filter(|end| !end.deleted)?;
+        let (&first, (row, _)) = self.store.submissions.range(..=end.seq).next_back()?;
+        let ids = IdScheme::new(self.store.meta.id_key);
+        if ids.id(row.unix_ms, row.nonce, end.seq) != id {
+            return None;
+        }
+        let mut ended = BTreeMap::new();
+        for (_, other) in self.store.ends.range(first..first + u64::from(row.count)) {
+            *ended.entry(other.state).or_default() += 1;
+        }
+        Some(ReopenCall {
+            id,
+            seq: end.seq,
+            submission: row.clone(),
+            spec: self.store.specs.get(&row.spec)?.clone(),
+            end: end.clone(),
+            ended: ended.into_iter().collect(),
+        })
     }
 
     /// How many instances on disk have no end.

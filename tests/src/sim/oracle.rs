@@ -69,6 +69,8 @@ pub struct Oracle {
     pub acknowledged: BTreeMap<InstanceId, Acknowledged>,
     /// Instances of which a user has asked for the end, whether or not that was acknowledged.
     pub asked_to_stop: BTreeSet<InstanceId>,
+    /// Instances of which a user has asked for another attempt, whatever becomes of the present one.
+    pub restarted: BTreeSet<InstanceId>,
     /// An administrator has drained something: then what can't move is stopped.
     pub drained: bool,
     /// The attempt that succeeded, its node, and since when that had it.
@@ -110,6 +112,23 @@ impl Oracle {
     /// Says that something forbidden has happened; the first one counts.
     pub fn violate(&mut self, what: String) {
         self.violation.get_or_insert(what);
+    }
+
+    /// A user wants another attempt of an instance, and no more that it be stopped.
+    pub fn restarts(&mut self, id: InstanceId) {
+        self.asked_to_stop.insert(id);
+        self.restarted.insert(id);
+        if let Some(promise) = self.acknowledged.get_mut(&id) {
+            promise.stop = false;
+        }
+    }
+
+    /// A stop of an instance is acknowledged.
+    pub fn stops(&mut self, id: InstanceId, delete: bool) {
+        if let Some(promise) = self.acknowledged.get_mut(&id) {
+            promise.stop = !self.restarted.contains(&id);
+            promise.deleted |= delete;
+        }
     }
 
     /// An owner can't reach a node, and has not for long enough to take it for lost; or reaches it.
@@ -186,6 +205,7 @@ impl Oracle {
             }
         }
         if let Some((before, node, since)) = self.succeeded.get(&id.instance).copied()
+            && !self.restarted.contains(&id.instance)
             && !self.is_excused_since(id.owner, node, since)
             && !self.is_excused_since(id.owner, running.node, since)
         {

@@ -47,11 +47,13 @@ pub enum Plant {
     LosesAcks,
     /// The scheduler takes a launcher's word for who it is that reports.
     BelievesLiars,
+    /// The controller takes every user for an administrator.
+    ForgetsScope,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipsAppliedSeq,
         Self::ForgetsAttemptCheck,
         Self::AcknowledgesBeforeCommit,
@@ -70,6 +72,7 @@ impl Plant {
         Self::WithholdsRoom,
         Self::LosesAcks,
         Self::BelievesLiars,
+        Self::ForgetsScope,
     ];
 
     /// Its name on the command line.
@@ -94,6 +97,7 @@ impl Plant {
             Self::WithholdsRoom => "withholds-room",
             Self::LosesAcks => "loses-acks",
             Self::BelievesLiars => "believes-liars",
+            Self::ForgetsScope => "forgets-scope",
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// Everything that seeds must show: what breaks, what users do, and what comes of both. A queue that
 /// takes nothing more is counted too, and not expected: its sender holds back where it is brimming.
-pub const EXPECTED: [&str; 34] = [
+pub const EXPECTED: [&str; 39] = [
     "scheduler killed",
     "controller killed",
     "launcher killed",
@@ -40,6 +40,11 @@ pub const EXPECTED: [&str; 34] = [
     "share of a GPU given",
     "named resource given",
     "constraint met",
+    "preferred node given",
+    "restart",
+    "restart after the end",
+    "delete after the end",
+    "intruder rebuffed",
 ];
 
 /// Counts by name.

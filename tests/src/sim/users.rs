@@ -4,16 +4,20 @@ use super::equipment::{self, Equipment};
 use super::oracle::Quota;
 use super::rng::Rng;
 use pronto_controller::api::types::{
-    CreateTenant, DemandSpec, ExecSpec, OnDisconnectSpec, RestartMode, RestartPolicy, SimSpec,
-    Spec, SpecOverrides, TaskSpec, UpdateQuota,
+    CreateTenant, DemandSpec, ErrorCode, ExecSpec, OnDisconnectSpec, RestartMode, RestartPolicy,
+    RuntimeName, SimSpec, Spec, SpecOverrides, TaskSpec, UpdateQuota,
 };
-use pronto_controller::planner::{Actor, ActorKind, Call, DrainCall, SubmitCall};
+use pronto_controller::planner::{
+    Actor, ActorKind, Call, DrainCall, LiveFilter, Refused, Reply, SubmitCall,
+};
 use pronto_controller::store::AfterStop;
 use pronto_payloads::ids::InstanceId;
 use uuid::Uuid;
 
 /// A tenant with a small quota, which its users exceed.
 pub const SMALL_TENANT: &str = "small";
+/// The tenant that is always there.
+pub const DEFAULT_TENANT: &str = "default";
 /// Its quota.
 pub const SMALL_QUOTA: Quota = Quota {
     instances: 6,
@@ -30,6 +34,121 @@ pub fn admin() -> Actor {
         kind: ActorKind::Admin,
         name: "root".to_owned(),
         source: "sim".to_owned(),
+    }
+}
+
+/// Somebody of a tenant.
+#[must_use]
+pub fn user(tenant: &str) -> Actor {
+    Actor {
+        kind: ActorKind::User(tenant.into()),
+        name: "somebody".to_owned(),
+        source: "sim".to_owned(),
+    }
+}
+
+/// The tenant that this one is not.
+#[must_use]
+pub fn other_tenant(tenant: &str) -> &'static str {
+    if tenant == SMALL_TENANT {
+        DEFAULT_TENANT
+    } else {
+        SMALL_TENANT
+    }
+}
+
+/// What somebody must be told who has no business there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rebuff {
+    /// No such instance lives, as for an id that nobody has.
+    NotLiving,
+    /// There is nothing of this name.
+    NotFound,
+    /// Only an administrator may.
+    Forbidden,
+    /// Nothing but what is his own.
+    OnlyOwn,
+}
+
+impl Rebuff {
+    /// Whether this answer is one that tells nothing, to somebody of this tenant.
+    #[must_use]
+    pub fn is(self, reply: &Result<Reply, Refused>, tenant: &str) -> bool {
+        match (self, reply) {
+            (Self::NotLiving, Ok(Reply::NotLiving)) => true,
+            (Self::OnlyOwn, Ok(Reply::Listed(list))) => {
+                list.iter().all(|(_, instance)| instance.tenant == tenant)
+            }
+            (Self::OnlyOwn, Ok(Reply::Resolved(found))) => found.living.is_empty(),
+            (Self::OnlyOwn, Ok(Reply::Tenants(list))) => {
+                list.iter().all(|shown| shown.name == tenant)
+            }
+            // His own tenant may not be there yet.
+            (Self::NotFound | Self::OnlyOwn, Err(refused)) => {
+                refused.body.code == ErrorCode::NotFound
+            }
+            (Self::Forbidden, Err(refused)) => refused.body.code == ErrorCode::Forbidden,
+            _ => false,
+        }
+    }
+}
+
+/// What somebody of another tenant tries with an instance, or with its tenant.
+pub fn intrude(rng: &mut Rng, id: InstanceId, tenant: &str) -> (Call, Rebuff) {
+    let named = || Some(tenant.to_owned());
+    match rng.below(14) {
+        0..4 => {
+            let then = *rng.choose(&[AfterStop::Keep, AfterStop::Delete, AfterStop::Restart]);
+            let grace_ms = Some(0);
+            (Call::Stop { id, grace_ms, then }, Rebuff::NotLiving)
+        }
+        4 => (Call::Show(id), Rebuff::NotLiving),
+        5 => {
+            let filter = LiveFilter {
+                limit: 1000,
+                ..LiveFilter::default()
+            };
+            (Call::List(filter), Rebuff::OnlyOwn)
+        }
+        6 => {
+            let filter = LiveFilter {
+                tenant: named(),
+                limit: 1000,
+                ..LiveFilter::default()
+            };
+            (Call::List(filter), Rebuff::NotFound)
+        }
+        7 => {
+            let text = id.to_string();
+            (Call::Resolve { text, tenant: None }, Rebuff::OnlyOwn)
+        }
+        8 => {
+            let explain = Call::Explain {
+                runtime: RuntimeName::Exec,
+                demand: DemandSpec::default(),
+                constraints: Vec::new(),
+                tenant: None,
+                instance: Some(id),
+            };
+            (explain, Rebuff::NotLiving)
+        }
+        9 => (
+            Call::Submit(Box::new(equal(99, 1, 100, 10))),
+            Rebuff::NotFound,
+        ),
+        10 => (Call::Tenants, Rebuff::OnlyOwn),
+        11 => (Call::Tenant(tenant.to_owned()), Rebuff::NotFound),
+        12 => {
+            let update = UpdateQuota {
+                instances: Some(None),
+                ..UpdateQuota::default()
+            };
+            (
+                Call::UpdateQuota(tenant.to_owned(), update),
+                Rebuff::Forbidden,
+            )
+        }
+        _ => (drain(rng, "node-0".to_owned()), Rebuff::Forbidden),
     }
 }
 

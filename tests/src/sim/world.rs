@@ -7,7 +7,7 @@
 use super::answers::Answers;
 use super::controller::{self, Controller};
 use super::describe;
-use super::equipment::Equipment;
+use super::equipment::{self, Equipment};
 use super::faults::{self, Cast, Fault};
 use super::launcher::{self, Later, Node};
 use super::net::{Arrival, ConnId, Host, MS, Net, Room, Side, Time};
@@ -17,11 +17,11 @@ use super::rng::Rng;
 use super::sabotage;
 use super::scheduler::{SchedulerHost, TICK, Touched};
 use super::tally::Tally;
-use super::users;
+use super::users::{self, Rebuff};
 use pronto_controller::api::types::{EndReason, InstanceState, Spec};
 use pronto_controller::planner::{
-    Call, Effect as Answer, Event as PlannerEvent, Reply, SessionUp as PlannerSessionUp,
-    Settings as PlannerSettings, SubmitCall, Token,
+    Call, Effect as Answer, Event as PlannerEvent, ReopenCall, Reply,
+    SessionUp as PlannerSessionUp, Settings as PlannerSettings, SubmitCall, Token,
 };
 use pronto_launcher::supervisor::Event as LauncherEvent;
 use pronto_payloads::codec::{decode, decode_prefix};
@@ -209,6 +209,11 @@ enum Happening {
         node: u32,
     },
     Submit(Box<SubmitCall>),
+    /// A user's wish for another attempt, with what was read of the last one.
+    Reopen {
+        controller: u32,
+        call: Box<ReopenCall>,
+    },
     Fault,
     Scripted(Fault),
     Unblock {
@@ -228,9 +233,22 @@ struct SchedulerSlot {
 /// What a user waits for.
 #[derive(Clone, Debug)]
 enum Waiting {
-    Submit { tenant: String, spec: Arc<Spec> },
-    Stop { id: InstanceId, delete: bool },
-    Restore { node: u32 },
+    Submit {
+        tenant: String,
+        spec: Arc<Spec>,
+    },
+    Stop {
+        id: InstanceId,
+        delete: bool,
+    },
+    Restore {
+        node: u32,
+    },
+    /// Somebody of this tenant tries what he may not.
+    Rebuff {
+        tenant: &'static str,
+        rebuff: Rebuff,
+    },
     Other,
 }
 
@@ -577,6 +595,7 @@ impl World {
             } => self.disk_done(controller, life, last),
             Happening::User => self.user(),
             Happening::Submit(submit) => self.submit(0, *submit),
+            Happening::Reopen { controller, call } => self.reopen(controller, call),
             Happening::Fault => self.fault(),
             Happening::Scripted(fault) => {
                 self.faults += 1;

@@ -2,6 +2,8 @@
 
 use super::*;
 use pronto_controller::api::types::ErrorCode;
+use pronto_controller::planner::Actor;
+use pronto_controller::store::AfterStop;
 use pronto_payloads::place::{Placed, Refusal, StartFailure};
 
 /// An administrator who was told that there is no such node asks again.
@@ -324,24 +326,38 @@ impl World {
     }
 
     pub(super) fn call(&mut self, controller: u32, call: Call, waiting: Waiting) {
+        self.call_as(users::admin(), controller, call, waiting);
+    }
+
+    fn call_as(&mut self, actor: Actor, controller: u32, call: Call, waiting: Waiting) {
         if self.controller(controller).planner.is_none()
             || self.is_frozen(Host::Controller(controller))
         {
             return;
         }
-        match &call {
-            Call::Stop { id, .. } => {
+        match (&call, &waiting) {
+            (_, Waiting::Rebuff { .. }) => {}
+            (Call::Stop { id, then, .. }, _) if *then == AfterStop::Restart => {
+                self.oracle.restarts(*id);
+            }
+            (Call::Stop { id, .. }, _) => {
                 self.oracle.asked_to_stop.insert(*id);
             }
-            Call::Drain(_) => self.oracle.drained = true,
+            (Call::Reopen(reopen), _) => self.oracle.restarts(reopen.id),
+            (Call::Drain(_), _) => self.oracle.drained = true,
             _ => {}
         }
         let token = Token(self.next_token);
         self.next_token += 1;
         self.waiting.insert(token, (controller, waiting));
+        let actor = if self.config.plant == Some(Plant::ForgetsScope) {
+            users::admin()
+        } else {
+            actor
+        };
         let event = PlannerEvent::Request {
             token,
-            actor: users::admin(),
+            actor,
             call: Box::new(call),
         };
         self.controller_step(controller, vec![event]);
@@ -386,9 +402,14 @@ impl World {
                 }
             }
             (Some(Waiting::Stop { id, delete }), Ok(_)) => {
-                if let Some(promise) = self.oracle.acknowledged.get_mut(&id) {
-                    promise.stop = true;
-                    promise.deleted |= delete;
+                self.oracle.stops(id, delete);
+            }
+            (Some(Waiting::Rebuff { tenant, rebuff }), reply) => {
+                self.tally.count("intruder rebuffed");
+                if !rebuff.is(&reply, tenant) {
+                    self.oracle.violate(format!(
+                        "invariant 4: somebody of {tenant} was to be told {rebuff:?}: {reply:?}"
+                    ));
                 }
             }
             (Some(Waiting::Submit { .. }), Err(refused)) => {
@@ -417,7 +438,7 @@ impl World {
         self.after(delay, Happening::User);
         let controller = self.rng.below(u64::from(self.config.controllers));
         let controller = u32::try_from(controller).expect("below a u32");
-        match self.rng.below(100) {
+        match self.rng.below(110) {
             0..70 => {
                 let now_ns = i64::try_from(self.now).expect("a simulation is short");
                 let nodes: Option<Vec<_>> = self.config.equipped.then(|| {
@@ -428,23 +449,20 @@ impl World {
                 self.submit(controller, submit);
             }
             70..90 => {
-                let acknowledged = self.oracle.acknowledged.iter();
-                let known: Vec<_> = acknowledged
-                    .filter(|(_, promise)| promise.controller == controller)
-                    .map(|(id, _)| *id)
-                    .collect();
+                let known = self.known_to(controller);
                 if let Some((id, call)) = users::stop(&mut self.rng, &known) {
                     let delete = matches!(
                         call,
                         Call::Stop {
-                            then: pronto_controller::store::AfterStop::Delete,
+                            then: AfterStop::Delete,
                             ..
                         }
                     );
                     self.say(format_args!("user stops {}", id.short()));
                     self.tally
                         .count(if delete { "stop and delete" } else { "stop" });
-                    self.call(controller, call, Waiting::Stop { id, delete });
+                    let user = users::user(&self.oracle.acknowledged[&id].tenant);
+                    self.call_as(user, controller, call, Waiting::Stop { id, delete });
                 }
             }
             90..95 => {
@@ -455,6 +473,8 @@ impl World {
                 let call = users::drain(&mut self.rng, name);
                 self.call(controller, call, Waiting::Other);
             }
+            100..104 => self.restart_something(controller),
+            104..110 => self.intrude(controller),
             _ => {
                 let index = self.rng.below(self.nodes.len() as u64);
                 let name = format!("node-{index}");
@@ -464,13 +484,95 @@ impl World {
         }
     }
 
+    /// What a controller has acknowledged.
+    fn known_to(&self, controller: u32) -> Vec<InstanceId> {
+        let acknowledged = self.oracle.acknowledged.iter();
+        let known = acknowledged.filter(|(_, promise)| promise.controller == controller);
+        known.map(|(id, _)| *id).collect()
+    }
+
+    /// A user wants another attempt, of what lives or of what has ended.
+    fn restart_something(&mut self, controller: u32) {
+        let known = self.known_to(controller);
+        if known.is_empty() {
+            return;
+        }
+        let id = *self.rng.choose(&known);
+        // A pending timeout is for the first attempt: it would wait for ever.
+        if equipment::is_impossible(&self.oracle.acknowledged[&id].spec) {
+            return;
+        }
+        self.say(format_args!("user restarts {}", id.short()));
+        if let Some(call) = self.controller(controller).past(id) {
+            if self.rng.per_mille(100) {
+                self.tally.count("delete after the end");
+                let forget = Call::Forget {
+                    id,
+                    tenant: Arc::clone(&call.submission.tenant),
+                    seq: call.seq,
+                    node: call.end.node.clone(),
+                };
+                let user = users::user(&call.submission.tenant);
+                self.call_as(user, controller, forget, Waiting::Other);
+            }
+            // The store is read first, and the planner asked then: meanwhile others may do the same.
+            for _ in 0..self.rng.between(1, 2) {
+                let delay = self.rng.between(0, 80 * MS);
+                let call = Box::new(call.clone());
+                self.after(delay, Happening::Reopen { controller, call });
+            }
+            return;
+        }
+        self.tally.count("restart");
+        let call = Call::Stop {
+            id,
+            grace_ms: None,
+            then: AfterStop::Restart,
+        };
+        let user = users::user(&self.oracle.acknowledged[&id].tenant);
+        self.call_as(user, controller, call, Waiting::Other);
+    }
+
+    pub(super) fn reopen(&mut self, controller: u32, call: Box<ReopenCall>) {
+        self.tally.count("restart after the end");
+        let user = users::user(&call.submission.tenant);
+        self.call_as(user, controller, Call::Reopen(call), Waiting::Other);
+    }
+
+    /// Somebody of one tenant tries what is another's.
+    fn intrude(&mut self, controller: u32) {
+        let known = self.known_to(controller);
+        if known.is_empty() {
+            return;
+        }
+        let id = *self.rng.choose(&known);
+        let theirs = self.oracle.acknowledged[&id].tenant.clone();
+        let tenant = users::other_tenant(&theirs);
+        let (mut call, rebuff) = users::intrude(&mut self.rng, id, &theirs);
+        if let Call::Submit(submit) = &mut call {
+            submit.tenant = Some(theirs);
+        } else if rebuff == Rebuff::NotLiving
+            && let Some(past) = self.controller(controller).past(id)
+        {
+            let waiting = Waiting::Rebuff {
+                tenant,
+                rebuff: Rebuff::NotFound,
+            };
+            let call = Call::Reopen(Box::new(past));
+            return self.call_as(users::user(tenant), controller, call, waiting);
+        }
+        let waiting = Waiting::Rebuff { tenant, rebuff };
+        self.call_as(users::user(tenant), controller, call, waiting);
+    }
+
     pub(super) fn submit(&mut self, controller: u32, submit: SubmitCall) {
         let tenant = submit.tenant.clone().unwrap_or_default();
         self.say(format_args!("user submits {} for {tenant}", submit.count));
         self.tally.count("submission");
         let spec = submit.spec.clone().expect("users write no workloads");
         let spec = Arc::new(spec);
+        let user = users::user(&tenant);
         let waiting = Waiting::Submit { tenant, spec };
-        self.call(controller, Call::Submit(Box::new(submit)), waiting);
+        self.call_as(user, controller, Call::Submit(Box::new(submit)), waiting);
     }
 }
