@@ -96,10 +96,23 @@ pub trait Store {
     /// Anything but a full disk; the caller must end the process.
     fn commit(&mut self, batches: &[Batch]) -> Result<Committed, StoreError>;
 
-    /// Whether an instance that is not alive has ended here, also where retention has removed it: for
-    /// reports about the past.
+    /// What is known of an instance that is not alive: for reports about the past.
     ///
     /// # Errors
     /// If it can't be read.
-    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError>;
+    fn lookup(&mut self, id: InstanceId) -> Result<Past, StoreError>;
+}
+
+/// What a store knows of an instance that is not alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Nothing.
+    Unknown,
+    /// Retention has removed what it knew.
+    Purged,
+    /// It has ended.
+    Ended {
+        /// The highest number that an attempt of it was given.
+        highest_attempt: u32,
+    },
 }

@@ -6,7 +6,7 @@ use crate::api::types::{
     InstanceState, Node, Quota, RuntimeName, Spec, SpecOverrides, Status, Submission,
     SubmitResponse, Tenant, TimelineStep, UpdateQuota, UpdateTenant, Workload,
 };
-use crate::store::{AfterStop, Batch, EventRow};
+use crate::store::{AfterStop, Batch, EventRow, Past};
 use pronto_payloads::hello::SchedulerWelcome;
 use pronto_payloads::ids::{InstanceId, Term};
 use pronto_protocol::frame::Frame;
@@ -87,7 +87,7 @@ pub enum Event {
         took_ns: u64,
     },
     /// The answer to [`Effect::Lookup`].
-    LookedUp { lookup: u64, is_over: bool },
+    LookedUp { lookup: u64, past: Past },
     /// Time has passed.
     Tick,
 }

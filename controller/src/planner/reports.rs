@@ -13,9 +13,10 @@ use super::journal::{After, ToAck};
 use super::state::{State, ns};
 use crate::api::types::{EndReason, EndRecord, InstanceState, RestartMode, Severity};
 use crate::spec;
-use crate::store::{AfterStop, EndRow, EventRow, Write};
+use crate::store::{AfterStop, EndRow, EventRow, Past, Write};
 use pronto_payloads::codec::{encode, encode_into};
 use pronto_payloads::control::{Ack, Delete, Stop, ToNode};
+use pronto_payloads::ids::InstanceId;
 use pronto_payloads::instance::{End, EndCause, InstanceReport, Phase as NodePhase};
 use pronto_payloads::limits::AVOIDED_NODES;
 use pronto_protocol::frame::Frame;
@@ -38,7 +39,7 @@ impl State {
         let attempt = report.id.attempt.0;
         let current = self.instance(slot).attempt;
         if attempt > current && !self.may_have_given_out(slot, attempt) {
-            self.disbelieve_newer(slot, node, attempt);
+            self.disbelieve_newer(report.id.instance, node, attempt);
             return;
         }
         if self.is_outdated(slot) {
@@ -142,11 +143,10 @@ impl State {
         self.warn(text);
     }
 
-    fn disbelieve_newer(&mut self, slot: u32, node: u32, attempt: u32) {
+    fn disbelieve_newer(&mut self, id: InstanceId, node: u32, attempt: u32) {
         let text = format!(
-            "node {} reports attempt {attempt} of instance {}, which was not given out; not believed",
+            "node {} reports attempt {attempt} of instance {id}, which was not given out; not believed",
             self.nodes.name_of(node).unwrap_or_default(),
-            self.id(slot),
         );
         self.warn(text);
     }
@@ -454,7 +454,7 @@ impl State {
         self.out.push(Effect::Lookup { lookup, id });
     }
 
-    pub(crate) fn on_looked_up(&mut self, lookup: u64, is_over: bool) {
+    pub(crate) fn on_looked_up(&mut self, lookup: u64, past: Past) {
         let Some((node, report)) = self.link.lookups.remove(&lookup) else {
             return;
         };
@@ -462,10 +462,17 @@ impl State {
             // It was opened again meanwhile; the next report finds it.
             return;
         }
-        if is_over {
-            self.on_stale(node, &report);
-        } else {
-            self.quarantine(node, &report);
+        let id = report.id;
+        match past {
+            Past::Unknown => self.quarantine(node, &report),
+            // A stop would stand in the way of the restart that gets this number.
+            Past::Ended { highest_attempt }
+                if id.attempt.0 > highest_attempt
+                    && !self.numbered_before_restore(id.instance, id.attempt.0) =>
+            {
+                self.disbelieve_newer(id.instance, node, id.attempt.0);
+            }
+            Past::Ended { .. } | Past::Purged => self.on_stale(node, &report),
         }
     }
 

@@ -91,12 +91,12 @@ impl State {
                 self.request_delete_node(token, actor, &node, fenced)
             }
             Call::Status => Ok(Some(Reply::Status(Box::new(self.status(actor))))),
-            Call::ResumeRescheduling => {
+            Call::ResumeRescheduling => Self::admin_only(actor).map(|()| {
                 self.audit(actor, "rescheduling_resumed_by_hand", None, String::new());
                 self.resume_by_hand();
                 self.reply_durably(token, Reply::Done);
-                Ok(None)
-            }
+                None
+            }),
             call => self.on_tenant_request(token, actor, call),
         };
         match reply {

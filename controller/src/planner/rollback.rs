@@ -15,6 +15,7 @@ use super::instance::Phase;
 use super::state::State;
 use crate::api::types::Severity;
 use crate::store::{EventRow, Write};
+use pronto_payloads::ids::InstanceId;
 use pronto_payloads::instance::InstanceReport;
 
 /// The newest attempt that was reported so far.
@@ -36,6 +37,14 @@ impl State {
         let unknown = attempt.saturating_sub(instance.attempt) <= FORGOTTEN_ATTEMPTS;
         (instance.phase == Phase::Uncertain && unknown)
             || self.meta.numbered_before_restore(instance.seq, attempt)
+    }
+
+    /// Whether an attempt of an instance that has ended may have been given out before the store was put
+    /// back.
+    pub(crate) fn numbered_before_restore(&self, id: InstanceId, attempt: u32) -> bool {
+        let newest = self.meta.next_seq.saturating_sub(1);
+        self.meta
+            .numbered_before_restore(self.ids.seq(id, newest), attempt)
     }
 
     /// Whether a newer attempt may be somewhere than the one that the store knows.

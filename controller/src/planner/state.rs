@@ -501,7 +501,7 @@ impl State {
                 self.last_commit_ns = took_ns;
                 self.on_commit_done(number, admissions_refused, took_ns);
             }
-            Event::LookedUp { lookup, is_over } => self.on_looked_up(lookup, is_over),
+            Event::LookedUp { lookup, past } => self.on_looked_up(lookup, past),
             Event::Tick => self.on_tick(),
         }
         self.run_ready();

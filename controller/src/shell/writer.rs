@@ -111,8 +111,8 @@ fn work(
             }
         }
         for (lookup, id) in lookups.drain(..) {
-            let is_over = store.is_over(id)?;
-            let event = Event::LookedUp { lookup, is_over };
+            let past = store.lookup(id)?;
+            let event = Event::LookedUp { lookup, past };
             if inbox.blocking_send(Message::Event(event)).is_err() {
                 return Ok(());
             }

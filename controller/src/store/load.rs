@@ -1,6 +1,5 @@
 //! Reading a store back: what a planner starts from, and single rows of the past.
 
-use super::StoreError;
 use super::rows::{
     AfterStop, AmendRow, EndRow, Meta, NodeRow, Snapshot, SpecRow, StopIntent, StoredSubmission,
     SubmissionRow, TenantRow, WorkloadRow,
@@ -8,6 +7,7 @@ use super::rows::{
 use super::sqlite::{
     OpenOptions, TenantJson, put_meta, signed, state_of, unpack_numbers, unsigned,
 };
+use super::{Past, StoreError};
 use crate::api::types::{InstanceState, Spec};
 use crate::numbers::{IdScheme, admitted_unix_ms};
 use pronto_payloads::hello::Mode;
@@ -339,19 +339,12 @@ pub(crate) fn submission_of(
     Ok(found.filter(|row| seq < row.first_seq + u64::from(row.count)))
 }
 
-/// Whether an instance that is not alive has ended.
-pub(crate) fn is_over(
+/// What is known of an instance that is not alive.
+pub(crate) fn past(
     connection: &Connection,
     ids: IdScheme,
     id: InstanceId,
-) -> Result<bool, StoreError> {
-    // What was admitted before something that retention has removed, and is not here, was removed too:
-    // also in a backup of this store.
-    let purged: Option<i64> = connection
-        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
-        .query_row([PURGED_UNIX_MS], |row| row.get(0))
-        .optional()?;
-    let is_purged = purged.is_some_and(|purged| admitted_unix_ms(id) <= unsigned(purged));
+) -> Result<Past, StoreError> {
     let newest: i64 = connection
         .prepare_cached("SELECT coalesce(max(first_seq), 0) FROM submissions")?
         .query_row([], |row| row.get(0))?;
@@ -361,10 +354,26 @@ pub(crate) fn is_over(
     let known =
         submission_of(connection, seq)?.filter(|row| ids.id(row.unix_ms, row.nonce, seq) == id);
     if known.is_none() {
-        return Ok(is_purged);
+        // What was admitted before something that retention has removed, and is not here, was removed
+        // too: also in a backup of this store.
+        let purged: Option<i64> = connection
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+            .query_row([PURGED_UNIX_MS], |row| row.get(0))
+            .optional()?;
+        let is_purged = purged.is_some_and(|purged| admitted_unix_ms(id) <= unsigned(purged));
+        return Ok(if is_purged {
+            Past::Purged
+        } else {
+            Past::Unknown
+        });
     }
-    let ended = connection
-        .prepare_cached("SELECT 1 FROM ends WHERE seq = ?1")?
-        .exists([signed(seq)])?;
-    Ok(ended)
+    let highest_attempt: Option<u32> = connection
+        .prepare_cached("SELECT max(attempt, highest_attempt) FROM ends WHERE seq = ?1")?
+        .query_row([signed(seq)], |row| row.get(0))
+        .optional()?;
+    Ok(
+        highest_attempt.map_or(Past::Unknown, |highest_attempt| Past::Ended {
+            highest_attempt,
+        }),
+    )
 }

@@ -5,7 +5,7 @@ use super::rows::{
     AmendRow, EndRow, EventRow, Meta, NodeRow, Snapshot, SpecRow, StoredSubmission, SubmissionRow,
     TenantRow, WorkloadRow, Write,
 };
-use super::{Batch, Committed, Store, StoreError};
+use super::{Batch, Committed, Past, Store, StoreError};
 use crate::numbers::IdScheme;
 use pronto_payloads::ids::{InstanceId, OwnerId};
 use std::collections::BTreeMap;
@@ -182,7 +182,7 @@ impl Store for MemoryStore {
         })
     }
 
-    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError> {
+    fn lookup(&mut self, id: InstanceId) -> Result<Past, StoreError> {
         let ids = IdScheme::new(self.meta.id_key);
         let newest = self
             .submissions
@@ -195,6 +195,9 @@ impl Store for MemoryStore {
             .next_back()
             .filter(|(first, (row, _))| seq < **first + u64::from(row.count))
             .is_some_and(|(_, (row, _))| ids.id(row.unix_ms, row.nonce, seq) == id);
-        Ok(known && self.ends.contains_key(&seq))
+        let end = self.ends.get(&seq).filter(|_| known);
+        Ok(end.map_or(Past::Unknown, |end| Past::Ended {
+            highest_attempt: end.attempt.max(end.highest_attempt),
+        }))
     }
 }

@@ -2,7 +2,7 @@
 //! batches that are waiting.
 
 use super::rows::{AmendRow, EndRow, EventRow, Snapshot, StopIntent, SubmissionRow, Times, Write};
-use super::{Batch, Committed, Store, StoreError, load, schema};
+use super::{Batch, Committed, Past, Store, StoreError, load, schema};
 use crate::api::types::{InstanceState, Severity, UsageView};
 use crate::numbers::IdScheme;
 use pronto_payloads::hello::Mode;
@@ -270,8 +270,8 @@ impl Store for SqliteStore {
         }
     }
 
-    fn is_over(&mut self, id: InstanceId) -> Result<bool, StoreError> {
-        load::is_over(&self.connection, self.ids, id)
+    fn lookup(&mut self, id: InstanceId) -> Result<Past, StoreError> {
+        load::past(&self.connection, self.ids, id)
     }
 }
 

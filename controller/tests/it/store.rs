@@ -8,9 +8,9 @@ use pronto_controller::numbers::IdScheme;
 use pronto_controller::store::read::{EndedFilter, EventFilter};
 use pronto_controller::store::sqlite::OpenOptions;
 use pronto_controller::store::{
-    AfterStop, AmendRow, Batch, EndRow, EventRow, NodeRow, Reader, Snapshot, SpecRow, SqliteStore,
-    StopIntent, Store, StoreError, SubmissionRow, TenantRow, Times, WorkloadRow, Write, backup,
-    check, restore_backup,
+    AfterStop, AmendRow, Batch, EndRow, EventRow, NodeRow, Past, Reader, Snapshot, SpecRow,
+    SqliteStore, StopIntent, Store, StoreError, SubmissionRow, TenantRow, Times, WorkloadRow,
+    Write, backup, check, restore_backup,
 };
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{BootId, NodeUuid, OwnerId};
@@ -187,7 +187,10 @@ fn everything_comes_back_as_it_was_written() {
     };
     assert_eq!(read.end, written);
     assert_eq!(reader.ended_by_id(read.id).unwrap().unwrap().end.seq, 2);
-    assert!(store.is_over(read.id).unwrap());
+    assert_eq!(
+        store.lookup(read.id).unwrap(),
+        Past::Ended { highest_attempt: 5 }
+    );
     assert_eq!(
         reader
             .events(&EventFilter {
@@ -203,7 +206,10 @@ fn everything_comes_back_as_it_was_written() {
     // Forgotten, it is a tombstone: unknown to users, known to reconciliation.
     store.commit(&[batch(3, vec![Write::Forget(2)])]).unwrap();
     assert!(reader.ended_by_id(read.id).unwrap().is_none());
-    assert!(store.is_over(read.id).unwrap());
+    assert_eq!(
+        store.lookup(read.id).unwrap(),
+        Past::Ended { highest_attempt: 5 }
+    );
 }
 
 #[test]
@@ -431,11 +437,11 @@ fn retention_removes_what_has_ended_long_ago_and_nothing_else() {
     // What a node that was away for longer still has.
     let scheme = IdScheme::new(OPTIONS.id_key);
     let row = submission(1, 1, 1000);
-    assert!(store.is_over(scheme.id(1000, row.nonce, 1)).unwrap());
+    let mut lookup = |ms, nonce, seq| store.lookup(scheme.id(ms, nonce, seq)).unwrap();
+    assert_eq!(lookup(1000, row.nonce, 1), Past::Purged);
     let alive = submission(3, 1, 1000);
-    assert!(!store.is_over(scheme.id(1000, alive.nonce, 3)).unwrap());
-    let of_another_store = scheme.id(1001, 7, 1);
-    assert!(!store.is_over(of_another_store).unwrap());
+    assert_eq!(lookup(1000, alive.nonce, 3), Past::Unknown);
+    assert_eq!(lookup(1001, 7, 1), Past::Unknown, "another store's");
     drop(store);
     let (_, found) = open(dir.path());
     assert_eq!((found.meta.next_seq, found.meta.next_event), (5, 5));

@@ -128,7 +128,7 @@ impl Controller {
 
     /// An instance that has ended, as its store gives it for a new attempt.
     #[must_use]
-    pub fn past(&self, id: InstanceId) -> Option<ReopenCall> {
+    pub fn past(&self, id: InstanceId, as_of: u64) -> Option<ReopenCall> {
         let end = self.end_of(id).filter(|end| !end.deleted)?;
         let (&first, (row, _)) = self.store.submissions.range(..=end.seq).next_back()?;
         let ids = IdScheme::new(self.store.meta.id_key);
@@ -146,6 +146,7 @@ impl Controller {
             spec: self.store.specs.get(&row.spec)?.clone(),
             end: end.clone(),
             ended: ended.into_iter().collect(),
+            as_of,
         })
     }
 
@@ -274,8 +275,8 @@ impl Controller {
                 Effect::Send(frame) => wishes.send.push(frame),
                 Effect::DropSession { reason } => wishes.drop_session = Some(reason),
                 Effect::Lookup { lookup, id } => {
-                    let is_over = self.store.is_over(id).expect("memory does not fail");
-                    looked_up.push(Event::LookedUp { lookup, is_over });
+                    let past = self.store.lookup(id).expect("memory does not fail");
+                    looked_up.push(Event::LookedUp { lookup, past });
                 }
                 reply @ (Effect::Reply { .. } | Effect::Changed(_)) => wishes.replies.push(reply),
                 Effect::Recorded(_) | Effect::Warn(_) => {}

@@ -75,7 +75,7 @@ impl Rebuff {
     #[must_use]
     pub fn is(self, reply: &Result<Reply, Refused>, tenant: &str) -> bool {
         match (self, reply) {
-            (Self::NotLiving, Ok(Reply::NotLiving)) => true,
+            (Self::NotLiving, Ok(Reply::NotLiving | Reply::Ended { .. })) => true,
             (Self::OnlyOwn, Ok(Reply::Listed(list))) => {
                 list.iter().all(|(_, instance)| instance.tenant == tenant)
             }

@@ -20,8 +20,8 @@ use super::tally::Tally;
 use super::users::{self, Rebuff};
 use pronto_controller::api::types::{EndReason, InstanceState, Spec};
 use pronto_controller::planner::{
-    Call, Effect as Answer, Event as PlannerEvent, ReopenCall, Reply,
-    SessionUp as PlannerSessionUp, Settings as PlannerSettings, SubmitCall, Token,
+    Call, Effect as Answer, Event as PlannerEvent, Reply, SessionUp as PlannerSessionUp,
+    Settings as PlannerSettings, SubmitCall, Token,
 };
 use pronto_launcher::supervisor::Event as LauncherEvent;
 use pronto_payloads::codec::{decode, decode_prefix};
@@ -209,10 +209,11 @@ enum Happening {
         node: u32,
     },
     Submit(Box<SubmitCall>),
-    /// A user's wish for another attempt, with what was read of the last one.
-    Reopen {
+    /// What a user wants of something that has ended, with what was read of it.
+    Wish {
         controller: u32,
-        call: Box<ReopenCall>,
+        tenant: Arc<str>,
+        call: Box<Call>,
     },
     Fault,
     Scripted(Fault),
@@ -240,6 +241,9 @@ enum Waiting {
     Stop {
         id: InstanceId,
         delete: bool,
+    },
+    Restart {
+        id: InstanceId,
     },
     Restore {
         node: u32,
@@ -595,7 +599,11 @@ impl World {
             } => self.disk_done(controller, life, last),
             Happening::User => self.user(),
             Happening::Submit(submit) => self.submit(0, *submit),
-            Happening::Reopen { controller, call } => self.reopen(controller, call),
+            Happening::Wish {
+                controller,
+                tenant,
+                call,
+            } => self.wish(controller, &tenant, *call),
             Happening::Fault => self.fault(),
             Happening::Scripted(fault) => {
                 self.faults += 1;

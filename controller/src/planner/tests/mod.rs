@@ -203,9 +203,9 @@ impl Harness {
                 Effect::Changed(change) => self.changes.push(change),
                 Effect::Recorded(_) => {}
                 Effect::Lookup { lookup, id } => {
-                    let is_over = self.store.is_over(id).unwrap();
+                    let past = self.store.lookup(id).unwrap();
                     let mut effects = Vec::new();
-                    let event = Event::LookedUp { lookup, is_over };
+                    let event = Event::LookedUp { lookup, past };
                     self.state.step(self.now, event, &mut effects);
                     self.take(effects);
                 }

@@ -404,6 +404,9 @@ impl World {
             (Some(Waiting::Stop { id, delete }), Ok(_)) => {
                 self.oracle.stops(id, delete);
             }
+            (Some(Waiting::Restart { id }), Ok(Reply::Ended { as_of })) => {
+                self.restart_ended(controller, id, as_of);
+            }
             (Some(Waiting::Rebuff { tenant, rebuff }), reply) => {
                 self.tally.count("intruder rebuffed");
                 if !rebuff.is(&reply, tenant) {
@@ -503,26 +506,6 @@ impl World {
             return;
         }
         self.say(format_args!("user restarts {}", id.short()));
-        if let Some(call) = self.controller(controller).past(id) {
-            if self.rng.per_mille(100) {
-                self.tally.count("delete after the end");
-                let forget = Call::Forget {
-                    id,
-                    tenant: Arc::clone(&call.submission.tenant),
-                    seq: call.seq,
-                    node: call.end.node.clone(),
-                };
-                let user = users::user(&call.submission.tenant);
-                self.call_as(user, controller, forget, Waiting::Other);
-            }
-            // The store is read first, and the planner asked then: meanwhile others may do the same.
-            for _ in 0..self.rng.between(1, 2) {
-                let delay = self.rng.between(0, 80 * MS);
-                let call = Box::new(call.clone());
-                self.after(delay, Happening::Reopen { controller, call });
-            }
-            return;
-        }
         self.tally.count("restart");
         let call = Call::Stop {
             id,
@@ -530,13 +513,46 @@ impl World {
             then: AfterStop::Restart,
         };
         let user = users::user(&self.oracle.acknowledged[&id].tenant);
-        self.call_as(user, controller, call, Waiting::Other);
+        self.call_as(user, controller, call, Waiting::Restart { id });
     }
 
-    pub(super) fn reopen(&mut self, controller: u32, call: Box<ReopenCall>) {
-        self.tally.count("restart after the end");
-        let user = users::user(&call.submission.tenant);
-        self.call_as(user, controller, Call::Reopen(call), Waiting::Other);
+    /// What was to be restarted had ended: the store is read first, and the planner asked then.
+    /// Meanwhile others may do the same.
+    fn restart_ended(&mut self, controller: u32, id: InstanceId, as_of: u64) {
+        let Some(call) = self.controller(controller).past(id, as_of) else {
+            return;
+        };
+        let tenant = Arc::clone(&call.submission.tenant);
+        let mut wishes = vec![Call::Reopen(Box::new(call.clone()))];
+        if self.rng.per_mille(500) {
+            wishes.push(Call::Reopen(Box::new(call.clone())));
+        }
+        if self.rng.per_mille(100) {
+            wishes.push(Call::Forget {
+                id,
+                tenant: Arc::clone(&tenant),
+                seq: call.seq,
+                node: call.end.node.clone(),
+                as_of,
+            });
+        }
+        for call in wishes {
+            let delay = self.rng.between(0, 80 * MS);
+            let wish = Happening::Wish {
+                controller,
+                tenant: Arc::clone(&tenant),
+                call: Box::new(call),
+            };
+            self.after(delay, wish);
+        }
+    }
+
+    pub(super) fn wish(&mut self, controller: u32, tenant: &str, call: Call) {
+        self.tally.count(match call {
+            Call::Forget { .. } => "delete after the end",
+            _ => "restart after the end",
+        });
+        self.call_as(users::user(tenant), controller, call, Waiting::Other);
     }
 
     /// Somebody of one tenant tries what is another's.
@@ -552,7 +568,7 @@ impl World {
         if let Call::Submit(submit) = &mut call {
             submit.tenant = Some(theirs);
         } else if rebuff == Rebuff::NotLiving
-            && let Some(past) = self.controller(controller).past(id)
+            && let Some(past) = self.controller(controller).past(id, 0)
         {
             let waiting = Waiting::Rebuff {
                 tenant,

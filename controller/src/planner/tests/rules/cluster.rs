@@ -166,6 +166,13 @@ fn rule_09_an_attempt_that_was_never_given_out_is_nobodys() {
     h.ended("a", start, EndCause::Exited { code: 0 });
     h.expect_ack(start);
     assert_eq!(h.state_of(id), InstanceState::Succeeded);
+    // Seed 21898: nor is it stopped there once the instance has ended, since it may be restarted.
+    let second = AttemptId {
+        attempt: pronto_payloads::ids::Attempt(2),
+        ..start
+    };
+    h.running("b", second);
+    assert!(h.sent.is_empty(), "neither acknowledged nor stopped");
 }
 
 #[test]
