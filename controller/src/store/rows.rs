@@ -30,19 +30,22 @@ pub struct Meta {
     pub leap_attempt: u32,
 }
 
+/// Terms and epochs that count from a restore begin here, out of reach of what a launcher that lies can make
+/// them: schedulers believe few launchers no more than 2^32.
+const RESTORED: u64 = 1 << 33;
 /// The beginning of 2026: eighths of a second from then on fit into an attempt's number until 2043.
 const ATTEMPTS_SINCE_UNIX_S: u64 = 1_767_225_600;
 
 impl Meta {
     /// What a backup becomes when it is restored. It does not know the epochs, terms and attempts
-    /// that were used after it was made, so all of them go on from the wall clock: seconds for what
-    /// rises with each start or failover, and eighths of a second for attempts, of which an instance
-    /// that fails at once, wherever it is put, takes some a second.
+    /// that were used after it was made, so all of them go on from the wall clock: seconds above
+    /// [`RESTORED`] for what rises with each start or failover, and eighths of a second for attempts,
+    /// of which an instance that fails at once, wherever it is put, takes some a second.
     pub(super) fn leap(&mut self, unix_ms: u64) {
         let seconds = unix_ms / 1000;
         self.restored = true;
-        self.epoch = self.epoch.max(seconds);
-        self.term = self.term.max(seconds);
+        self.epoch = self.epoch.max(RESTORED + seconds);
+        self.term = self.term.max(RESTORED + seconds);
         self.leap_seq = self.next_seq;
         let eighths = seconds.saturating_sub(ATTEMPTS_SINCE_UNIX_S) * 8;
         self.leap_attempt = u32::try_from(eighths).unwrap_or(u32::MAX / 2);

@@ -38,12 +38,10 @@ pub const GRANT_MAX_MS: u64 = 60_000;
 /// Pages of a node list that one controller gets in one turn: a page of 256 nodes takes about a
 /// millisecond to make, and placement should not wait for more.
 pub const PAGES_PER_TURN: usize = 1;
-/// The highest term that is believed of a launcher: terms count activations, or the seconds since 1970
-/// where a store was restored. One that lies can't bring them to their end.
-pub const BELIEVED_TERM: u64 = 1 << 32;
-/// The highest epoch of an owner that is believed of a launcher, for the same reason: a store that was
-/// restored goes on above it.
-pub const BELIEVED_EPOCH: u64 = BELIEVED_TERM;
+/// The highest term, and the highest epoch of an owner, that is believed of few launchers: they count
+/// activations and starts, and one that lies can't bring them to their end. A store that was restored goes
+/// on above it, where most of the launchers are believed, and at least two.
+pub const BELIEVED_OF_FEW: u64 = 1 << 32;
 /// Below this many launchers one is believed what epoch of an owner it has seen; from then on two must
 /// say so, or one that lies could stop a controller for good.
 pub const LAUNCHERS_OF_ONE_WORD: usize = 3;

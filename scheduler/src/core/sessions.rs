@@ -8,9 +8,7 @@
 
 use super::controller::Controller;
 use super::leases::GrantState;
-use super::limits::{
-    BELIEVED_EPOCH, BELIEVED_TERM, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS,
-};
+use super::limits::{BELIEVED_OF_FEW, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS};
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
 use super::{Arrival, Broker, Peer};
@@ -260,26 +258,35 @@ impl Broker {
         });
         // A controller whose store is new, or was restored, has to raise its term above what launchers
         // obey, or none of them would take its work.
-        let obeyed = self.nodes.values().filter(|_| owner.is_some());
-        let obeyed = obeyed.map(|node| node.term.0);
-        let obeyed = obeyed.filter(|term| *term <= BELIEVED_TERM).max();
-        let term = self.activation.term().0.max(obeyed.unwrap_or(0));
+        let obeyed = owner.map_or(0, |_| self.believed(1, |node| Some(node.term.0)));
+        let term = self.activation.term().0.max(obeyed);
         let active = self.activation.is_activated();
         out.welcome(session, Welcome::new(self.incarnation, term, active, body));
     }
 
     /// The highest epoch of an owner that launchers have seen.
     fn reported_epoch(&self, owner: OwnerId) -> ControllerEpoch {
-        let epoch_of = |node: &Node| {
-            let mine = node.owners.iter().find(|summary| summary.owner == owner)?;
-            Some(mine.epoch)
+        let few = if self.nodes.len() >= LAUNCHERS_OF_ONE_WORD {
+            2
+        } else {
+            1
         };
-        let mut epochs: Vec<_> = self.nodes.values().filter_map(epoch_of).collect();
-        epochs.sort_unstable_by(|a, b| b.cmp(a));
-        let needed = usize::from(self.nodes.len() >= LAUNCHERS_OF_ONE_WORD);
-        let mut believed = epochs.into_iter().skip(needed);
-        let found = believed.find(|epoch| epoch.0 <= BELIEVED_EPOCH);
-        found.unwrap_or_default()
+        ControllerEpoch(self.believed(few, |node| {
+            let mine = node.owners.iter().find(|summary| summary.owner == owner)?;
+            Some(mine.epoch.0)
+        }))
+    }
+
+    /// The highest number that enough launchers have seen: a few of them up to [`BELIEVED_OF_FEW`], and most
+    /// of them above it.
+    fn believed(&self, few: usize, seen: impl Fn(&Node) -> Option<u64>) -> u64 {
+        let mut seen: Vec<u64> = self.nodes.values().filter_map(seen).collect();
+        seen.sort_unstable_by(|a, b| b.cmp(a));
+        let most = (self.nodes.len() / 2 + 1).max(2);
+        let of_most = seen.get(most - 1).copied();
+        let of_few = seen.iter().skip(few - 1).copied();
+        let of_few = of_few.into_iter().find(|number| *number <= BELIEVED_OF_FEW);
+        of_most.max(of_few).unwrap_or(0)
     }
 
     /// Remembers the highest epoch of an owner, and not for ever of everybody.
