@@ -178,6 +178,9 @@ pub(crate) struct LogsArgs {
     /// Only the last so many bytes, such as 64K
     #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
     pub(crate) tail: Option<u64>,
+    /// What this attempt wrote, counted from 1 [default: the last]
+    #[arg(long, value_name = "N", conflicts_with = "follow", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
     /// Standard error alone
     #[arg(long, conflicts_with = "stdout")]
     pub(crate) stderr: bool,

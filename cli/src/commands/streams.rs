@@ -19,6 +19,7 @@ pub(crate) async fn logs(mut client: Client, args: &LogsArgs) -> Outcome {
         stderr: args.stdout.then_some(false),
         since_ms: args.since,
         tail_bytes: args.tail,
+        attempt: args.attempt,
         tenant: client.tenant(),
     };
     let to = query(path(&["instances", &args.instance, "output"]), &asked)?;

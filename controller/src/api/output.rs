@@ -3,20 +3,22 @@
 
 use super::body::{HungUp, Pipe, pipe};
 use super::instances::own;
-use super::reply::{Caller, Path, Query, streamed};
+use super::reply::{Caller, Path, Query, invalid, streamed};
 use super::types::{
-    CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, FRAMES_CONTENT_TYPE, OutputEnd, OutputQuery, Step,
-    TimelineStep,
+    CHANNEL_STDERR, CHANNEL_STDOUT, ErrorBody, ErrorCode, FRAMES_CONTENT_TYPE, OutputEnd,
+    OutputQuery, Step, TimelineStep,
 };
 use super::{App, Target};
 use crate::planner::views::{ended_view, timeline};
 use crate::planner::{Actor, Call, Change, Refused, Reply};
 use crate::shell::unix_ms;
+use crate::store::read::EventFilter;
 use crate::streams::Incoming;
 use axum::extract::State;
 use axum::response::Response;
 use pronto_payloads::ids::{Attempt, InstanceId};
 use pronto_payloads::stream::{Channel, LogsRequest, StreamEnd, StreamFailure, StreamRequest};
+use rustc_hash::FxHashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -35,6 +37,8 @@ const PAST_TRIES: u32 = 9;
 const KEPT_FOR_SURE_MS: u64 = 5 * 60 * 1000;
 /// And for no longer, where the node itself takes its time to say that it can't.
 const PAST_LIMIT: Duration = Duration::from_secs(2);
+/// Of an instance's record, for the nodes that it has been on.
+const EVENTS: usize = 100;
 
 /// Streams the output of an instance; with `follow=true` until it has ended.
 #[utoipa::path(get, path = "/v1/instances/{id}/output", tag = "streams",
@@ -49,6 +53,10 @@ pub(crate) async fn output(
     Query(query): Query<OutputQuery>,
 ) -> Result<Response, Refused> {
     let target = app.find(&actor, &text, query.tenant.as_deref()).await?;
+    let past = match query.attempt {
+        Some(attempt) => Some(whereabouts(&app, &actor, &target, attempt, &query).await?),
+        None => None,
+    };
     let (pipe, body) = pipe();
     tokio::spawn(async move {
         let id = target.id();
@@ -66,11 +74,68 @@ pub(crate) async fn output(
             tries: 0,
         };
         // Ends when the client hangs up.
-        let _hung_up = session.run(target).await;
+        let _hung_up = match past {
+            Some(past) => session.run_past(&past).await,
+            None => session.run(target).await,
+        };
         drop(session);
         app.hub.unfollow(id);
     });
     Ok(streamed(FRAMES_CONTENT_TYPE, body))
+}
+
+/// One attempt, and the nodes that may have its log, the likeliest first.
+struct Past {
+    attempt: u32,
+    nodes: Vec<Arc<str>>,
+}
+
+/// Where the log of an attempt may be: its instance's record names the nodes that it has left.
+async fn whereabouts(
+    app: &App,
+    actor: &Actor,
+    target: &Target,
+    attempt: u32,
+    query: &OutputQuery,
+) -> Result<Past, Refused> {
+    if query.follow.unwrap_or(false) {
+        return Err(invalid("the log of one attempt is not followed"));
+    }
+    let id = target.id();
+    let (last, mut nodes) = match app.ask(actor, Call::Locate(id)).await? {
+        Reply::Located(located) => {
+            let previous = located.previous.map(|(_, node)| node);
+            let nodes = located.node.into_iter().chain(previous);
+            (located.attempt, nodes.collect::<Vec<_>>())
+        }
+        _ => {
+            let ended = app.read(move |reader| reader.ended_by_id(id)).await?;
+            let ended = ended.ok_or_else(|| Refused::not_found("instance", &id.to_string()))?;
+            (ended.end.attempt, ended.end.node.into_iter().collect())
+        }
+    };
+    if attempt > last {
+        let what = format!("there is no attempt {attempt}: the last is {last}");
+        return Err(Refused::new(ErrorCode::NotFound, what));
+    }
+    let filter = EventFilter {
+        tenant: None,
+        instance: Some(id),
+        node: None,
+        kind: None,
+        before: None,
+        limit: EVENTS,
+    };
+    let _place = app.place_for_list()?;
+    let events = app.read(move |reader| reader.events(&filter)).await?;
+    nodes.extend(
+        events
+            .into_iter()
+            .filter_map(|event| event.node.map(Arc::from)),
+    );
+    let mut seen = FxHashSet::default();
+    nodes.retain(|node| seen.insert(Arc::clone(node)));
+    Ok(Past { attempt, nodes })
 }
 
 struct Output<'a> {
@@ -174,6 +239,28 @@ impl Output<'_> {
                 _ => self.wait().await?,
             }
         }
+    }
+
+    /// The kept log of one attempt, from the first node that has it.
+    async fn run_past(&mut self, past: &Past) -> Result<(), HungUp> {
+        let attempt = past.attempt;
+        let mut problem = None;
+        for node in &past.nodes {
+            self.tries = 0;
+            self.past(Some(Arc::clone(node)), attempt).await?;
+            if self.problem.is_none() || !self.sent.is_nothing() {
+                return self.finish().await;
+            }
+            if !self.is_forgotten() {
+                problem = self.problem.take();
+            }
+        }
+        self.problem = problem.or_else(|| {
+            let why = "it wrote nothing, or its log is not kept any more";
+            let what = format!("attempt {attempt} has no log: {why}");
+            Some((StreamFailure::NotFound, what))
+        });
+        self.finish().await
     }
 
     /// Waits for a change of the instance; says that it is alive meanwhile.

@@ -130,3 +130,36 @@ fn a_cluster_is_ready_when_its_own_supervisor_says_so() {
     assert_ne!(cluster.daemons("controller"), controller);
     cluster.must(&["run", "--", "true"]);
 }
+
+/// The log of one that failed is what tells why the next was needed.
+#[test]
+fn the_log_of_an_earlier_attempt_is_asked_for_by_its_number() {
+    let cluster = Cluster::start("attempt", 2);
+    let script = "[ $PRONTO_ATTEMPT = 2 ] || echo attempt $PRONTO_ATTEMPT; exit 4";
+    let words = "run --name thrice --restart on-failure:2 -- sh -c";
+    let words: Vec<&str> = words.split(' ').chain([script]).collect();
+    assert_eq!(cluster.run(&words).status.code(), Some(4));
+    let logs = |name: &str, attempt: &str| cluster.run(&["logs", name, "--attempt", attempt]);
+    for attempt in ["1", "3"] {
+        let output = logs("thrice", attempt);
+        let wrote = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(wrote, format!("attempt {attempt}\n"), "{output:?}");
+    }
+    let (code, said) = refusal(&logs("thrice", "2"));
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("attempt 2 has no log"), "{said}");
+    let (code, said) = refusal(&logs("thrice", "4"));
+    assert_eq!(code, Some(121), "{said}");
+    assert!(said.contains("no attempt 4: the last is 3"), "{said}");
+
+    let living = "echo attempt $PRONTO_ATTEMPT; sleep 1000";
+    let words = "run --detach --name living -- sh -c";
+    let words: Vec<&str> = words.split(' ').chain([living]).collect();
+    cluster.must(&words);
+    let wrote = |name: &str| cluster.run(&["logs", name]).stdout;
+    wait_until("its first line", || wrote("living") == b"attempt 1\n");
+    cluster.must(&["restart", "instance", "living"]);
+    wait_until("its next", || wrote("living") == b"attempt 2\n");
+    assert_eq!(logs("living", "1").stdout, b"attempt 1\n");
+    assert_eq!(logs("living", "2").stdout, b"attempt 2\n");
+}

@@ -354,6 +354,9 @@ pub struct OutputQuery {
     pub stderr: Option<bool>,
     pub since_ms: Option<u64>,
     pub tail_bytes: Option<u64>,
+    /// The kept log of this attempt, which is not followed. Default: of the last, and with
+    /// `follow=true` of each from there on.
+    pub attempt: Option<u32>,
     pub tenant: Option<String>,
 }
 
