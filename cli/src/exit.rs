@@ -64,7 +64,10 @@ impl Exit {
             "a time limit was reached: a workload's --timeout, a drain's deadline",
         ),
         (Self::Failed, "Pronto failed"),
-        (Self::Interrupted, "interrupted with Ctrl-C"),
+        (
+            Self::Interrupted,
+            "interrupted with Ctrl-C; `cp`, `bench` and `demo` that SIGTERM ends: 143",
+        ),
     ];
 
     /// The number.

@@ -19,8 +19,10 @@ pub(super) struct Early<S> {
 
 impl<S: AsyncWrite + Unpin> Early<S> {
     pub(super) fn new(stream: S) -> Self {
-        let deaf = false;
-        Self { stream, deaf }
+        Self {
+            stream,
+            deaf: false,
+        }
     }
 
     /// What `write` does; once it has failed, what it would do if the peer took everything.
