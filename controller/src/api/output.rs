@@ -126,7 +126,7 @@ async fn whereabouts(
         before: None,
         limit: EVENTS,
     };
-    let _place = app.place_for_list()?;
+    let _place = app.place_for_list(actor)?;
     let events = app.read(move |reader| reader.events(&filter)).await?;
     nodes.extend(
         events

@@ -467,7 +467,7 @@ impl State {
             "instance_restarted",
             name,
             Some(call.id),
-            None,
+            call.end.node.clone(),
             "restarted after its end".to_owned(),
         );
         self.journal.write(Write::Reopen { amend, first_seq });

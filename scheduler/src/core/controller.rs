@@ -13,6 +13,8 @@ pub(crate) struct Controller {
     pub(crate) name: String,
     pub(crate) owner: OwnerId,
     pub(crate) epoch: ControllerEpoch,
+    /// The term that its WELCOME told.
+    pub(crate) told_term: u64,
     /// It does not read its answers: STARTs are refused, statistics coalesce until it does.
     pub(crate) brimming: bool,
     /// The generation of the first refusal since the last CAPACITY.

@@ -15,7 +15,7 @@ use super::{Arrival, Broker, Peer};
 use crate::table::{NodeIndex, NodeSpec};
 use pronto_payloads::codec;
 use pronto_payloads::hello::{BulkHello, ControllerHello, LauncherHello, SchedulerWelcome};
-use pronto_payloads::ids::{ControllerEpoch, OwnerId};
+use pronto_payloads::ids::{ControllerEpoch, OwnerId, Term};
 use pronto_payloads::node::{NodeDisconnected, NodeState};
 use pronto_protocol::{Operand, Purpose, Refusal, RefusalCode, Role, Welcome};
 use tracing::{info, warn};
@@ -104,6 +104,7 @@ impl Broker {
             let refusal = Refusal::new(RefusalCode::Other, "a newer session replaces this one");
             self.end_session(older.session, Operand::Busy, refusal, out);
         }
+        let obeys = hello.term;
         let index = self.table.insert(NodeSpec::new(&name, &hello.facts));
         info!(
             node = name,
@@ -116,7 +117,36 @@ impl Broker {
         self.review_obstacles(now, index);
         self.welcome(session, None, out);
         self.announce_node(index, out);
+        if obeys > self.activation.term() {
+            self.let_controllers_raise_the_term(obeys, out);
+        }
         Ok(())
+    }
+
+    /// Launchers obey a higher term than the one that this scheduler was activated with, as after the start
+    /// of a controller whose store is new, or was restored, before they were here: nothing would ever be
+    /// placed. Its controllers learn it from their next WELCOME.
+    fn let_controllers_raise_the_term<O: Outlet>(&mut self, obeys: Term, out: &mut O) {
+        let may_be_unaware = self
+            .live_controllers()
+            .any(|(_, it)| it.told_term < obeys.0);
+        if !self.activation.is_activated() || !may_be_unaware {
+            return;
+        }
+        let obeyed = self.believed(self.few(), |node| Some(node.term.0));
+        if obeyed <= self.activation.term().0 {
+            return;
+        }
+        // Who knows is about to raise it.
+        let unaware = self
+            .live_controllers()
+            .filter(|(_, it)| it.told_term < obeyed);
+        let sessions: Vec<_> = unaware.map(|(_, it)| it.session).collect();
+        for session in sessions {
+            let text = "launchers obey a higher term: connect again to raise it";
+            let refusal = Refusal::new(RefusalCode::OutOfPlace, text);
+            self.end_session(session, Operand::Busy, refusal, out);
+        }
     }
 
     fn controller_arrives<O: Outlet>(
@@ -167,6 +197,7 @@ impl Broker {
             name,
             owner,
             epoch,
+            told_term: self.term_to_tell(),
             brimming: false,
             refused_at: None,
             grant: GrantState::new(now),
@@ -258,23 +289,34 @@ impl Broker {
         });
         // A controller whose store is new, or was restored, has to raise its term above what launchers
         // obey, or none of them would take its work.
-        let obeyed = owner.map_or(0, |_| self.believed(1, |node| Some(node.term.0)));
-        let term = self.activation.term().0.max(obeyed);
-        let active = self.activation.is_activated();
+        let own = self.activation.term().0;
+        let term = owner.map_or(own, |_| self.term_to_tell());
+        // Who is told of a term that was another scheduler's must not take it for this one's.
+        let active = self.activation.is_activated() && (term == own || owner.is_none());
         out.welcome(session, Welcome::new(self.incarnation, term, active, body));
+    }
+
+    /// The term that a controller's WELCOME tells.
+    fn term_to_tell(&self) -> u64 {
+        let own = self.activation.term().0;
+        own.max(self.believed(1, |node| Some(node.term.0)))
     }
 
     /// The highest epoch of an owner that launchers have seen.
     fn reported_epoch(&self, owner: OwnerId) -> ControllerEpoch {
-        let few = if self.nodes.len() >= LAUNCHERS_OF_ONE_WORD {
-            2
-        } else {
-            1
-        };
-        ControllerEpoch(self.believed(few, |node| {
+        ControllerEpoch(self.believed(self.few(), |node| {
             let mine = node.owners.iter().find(|summary| summary.owner == owner)?;
             Some(mine.epoch.0)
         }))
+    }
+
+    /// So many launchers must say so, or one that lies could end sessions, or stop a controller for good.
+    fn few(&self) -> usize {
+        if self.nodes.len() >= LAUNCHERS_OF_ONE_WORD {
+            2
+        } else {
+            1
+        }
     }
 
     /// The highest number that enough launchers have seen: a few of them up to [`BELIEVED_OF_FEW`], and most

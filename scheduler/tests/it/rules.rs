@@ -449,6 +449,9 @@ fn rule_07_only_the_highest_term_activates_and_a_node_that_saw_a_higher_one_is_l
     );
     assert_eq!(frame.correlation, 3);
 
+    for name in ["n2", "n3"] {
+        world.silent_node(name, 1, &launcher_hello(capacity(1000)));
+    }
     let mut hello = launcher_hello(capacity(1000));
     hello.term = Term(6);
     let node = world.silent_node("n1", 1, &hello);
@@ -466,22 +469,53 @@ fn rule_07_only_the_highest_term_activates_and_a_node_that_saw_a_higher_one_is_l
     liar.node_uuid = pronto_payloads::ids::NodeUuid([9; 16]);
     let liar = world.silent_node("liar", 1, &liar);
     world.skip_all(Operand::NodeConnected);
+    // With it two say that 5 is not the highest: who is here is to come again.
+    world.expect_refusal(controller.session);
     let body = codec::encode(&ControllerHello {
         owner: OwnerId([66; 16]),
         epoch: ControllerEpoch(1),
     });
     let other = world.connect((Role::Controller, "d"), Purpose::Control, 1, body);
     let (welcome, _) = world.expect_welcome(other);
-    assert_eq!((welcome.term, welcome.active), (6, true));
+    assert_eq!(
+        (welcome.term, welcome.active),
+        (6, false),
+        "6 is not its own"
+    );
     world.close(other);
     world.close(liar.session);
-    world.skip_all(Operand::NodeDisconnected);
+    let controller = world.controller(OWNER, 1);
+    world.refused(&controller, &start(attempt(1), cpu(1)));
     world.activate(&controller, 6, 0);
     world.end_turn();
     let grown: CapacityGrown = decode!(world.expect(controller.session, Operand::Capacity));
     assert_eq!(grown.generation, world.broker.generation());
     let (_, stamp) = world.placed(&controller, &start(attempt(1), cpu(1)));
     assert_eq!(stamp.term, Term(6));
+}
+
+/// Seed 40513 of the simulation: a launcher that lied had the term raised past what one is believed, and a
+/// store that was restored was never told of it.
+#[test]
+fn rule_07_controllers_learn_a_term_that_launchers_obey_and_this_scheduler_is_below() {
+    const LIED: u64 = 1 << 32;
+    let (mut world, controller) = World::active();
+    for name in ["n1", "n2", "n3"] {
+        let mut hello = launcher_hello(capacity(1000));
+        hello.term = Term(if name == "n1" { 0 } else { LIED + 1 });
+        world.silent_node(name, 1, &hello);
+    }
+    world.skip_all(Operand::NodeConnected);
+    let (operand, refusal) = world.expect_refusal(controller.session);
+    assert_eq!(operand, Operand::Busy);
+    assert!(refusal.text.contains("higher term"), "{refusal:?}");
+    let body = codec::encode(&ControllerHello {
+        owner: OWNER,
+        epoch: ControllerEpoch(1),
+    });
+    let session = world.connect((Role::Controller, "c"), Purpose::Control, 2, body);
+    let (welcome, _) = world.expect_welcome(session);
+    assert_eq!((welcome.term, welcome.active), (LIED + 1, false));
 }
 
 #[test]
