@@ -42,6 +42,8 @@ pub const PAGES_PER_TURN: usize = 1;
 /// activations and starts, and one that lies can't bring them to their end. A store that was restored goes
 /// on above it, where most of the launchers are believed, and at least two.
 pub const BELIEVED_OF_FEW: u64 = 1 << 32;
+/// Nobody comes here by counting: it is a lie, however many tell it.
+pub const BELIEVED_OF_MOST: u64 = 1 << 40;
 /// Below this many launchers one is believed what epoch of an owner it has seen; from then on two must
 /// say so, or one that lies could stop a controller for good.
 pub const LAUNCHERS_OF_ONE_WORD: usize = 3;

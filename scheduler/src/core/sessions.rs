@@ -8,7 +8,9 @@
 
 use super::controller::Controller;
 use super::leases::GrantState;
-use super::limits::{BELIEVED_OF_FEW, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS};
+use super::limits::{
+    BELIEVED_OF_FEW, BELIEVED_OF_MOST, CONTROLLERS, LAUNCHERS_OF_ONE_WORD, REMEMBERED_OWNERS,
+};
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
 use super::{Arrival, Broker, Peer};
@@ -325,10 +327,14 @@ impl Broker {
         let mut seen: Vec<u64> = self.nodes.values().filter_map(seen).collect();
         seen.sort_unstable_by(|a, b| b.cmp(a));
         let most = (self.nodes.len() / 2 + 1).max(2);
-        let of_most = seen.get(most - 1).copied();
-        let of_few = seen.iter().skip(few - 1).copied();
-        let of_few = of_few.into_iter().find(|number| *number <= BELIEVED_OF_FEW);
-        of_most.max(of_few).unwrap_or(0)
+        let up_to = |bound, of: usize| {
+            seen.iter()
+                .skip(of - 1)
+                .copied()
+                .find(|seen| *seen <= bound)
+        };
+        let of_most = up_to(BELIEVED_OF_MOST, most);
+        of_most.max(up_to(BELIEVED_OF_FEW, few)).unwrap_or(0)
     }
 
     /// Remembers the highest epoch of an owner, and not for ever of everybody.

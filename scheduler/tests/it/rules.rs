@@ -426,6 +426,7 @@ fn rules_06_and_07_no_launcher_brings_terms_and_epochs_to_their_end() {
     assert_eq!(told_of(&[bound]), (bound, bound));
     assert_eq!(told_of(&[u64::MAX, bound + 9, 7]), (bound + 9, bound + 9));
     assert_eq!(told_of(&[u64::MAX, bound + 9, 7, 6]), (7, 7));
+    assert_eq!(told_of(&[u64::MAX, u64::MAX, 7]), (7, 7));
     let most = [u64::MAX, bound + 9, bound + 9, 7, 6];
     assert_eq!(told_of(&most), (bound + 9, bound + 9));
 }
