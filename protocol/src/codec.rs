@@ -57,6 +57,12 @@ impl Decoder {
         self.partial.is_empty()
     }
 
+    /// What the unfinished frame is going to be, once its header is there.
+    #[must_use]
+    pub fn unfinished(&self) -> Option<Operand> {
+        self.header.map(|header| header.operand)
+    }
+
     fn feed_healthy(&mut self, bytes: &[u8], frames: &mut Vec<Frame>) -> Result<(), FrameError> {
         let rest = self.finish_partial(bytes, frames)?;
         if rest.is_empty() {

@@ -23,7 +23,8 @@
 //! limit of the codec and the time-outs, answers PING itself, and bounds what waits to be written.
 //! What payloads mean, and whether a HELLO is welcome beyond its role and version, is for others.
 //! Invariants: nothing but HELLO passes before WELCOME; after an error nothing passes at all; no
-//! input makes it hold more than one frame's limit plus the bound of its queue.
+//! input makes it hold more than one frame's limit plus the bound of its queue, where the frame is
+//! one that the peer may send here and now.
 
 mod config;
 mod error;
@@ -254,7 +255,17 @@ impl Session {
         let judged = self.judge(frames, first_new);
         judged
             .and(fed.map_err(SessionError::from))
+            .and_then(|()| self.judge_unfinished())
             .inspect_err(|error| self.fail(error))
+    }
+
+    /// Refuses by its header what would be refused once it is whole, so that nobody makes us hold
+    /// the payload of it.
+    fn judge_unfinished(&self) -> Result<(), SessionError> {
+        match self.decoder.unfinished() {
+            Some(operand) if !self.may_receive.contains(operand) => Err(self.misplaced(operand)),
+            _ => Ok(()),
+        }
     }
 
     /// Keeps of the new frames those that the caller is to see.

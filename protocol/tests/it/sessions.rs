@@ -115,6 +115,50 @@ fn nothing_but_hello_comes_first_and_nothing_before_welcome() {
     );
 }
 
+/// The header of a frame with all the payload that its operand may have, and the first byte of that.
+fn beginning_of(operand: Operand) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let whole = Frame::new(operand, vec![1; operand.max_payload_bytes()]);
+    pronto_protocol::codec::encode(&whole, &mut bytes).unwrap();
+    bytes.truncate(pronto_protocol::HEADER_BYTES + 1);
+    bytes
+}
+
+#[test]
+fn what_has_no_place_is_refused_by_its_header_alone() {
+    let out_of_place = |session: &mut Session, operand: Operand| {
+        let error = session.receive(&beginning_of(operand), &mut Vec::new());
+        let SessionError::OutOfPlace { operand: found, .. } = error.unwrap_err() else {
+            panic!("{operand} is out of place");
+        };
+        assert_eq!(found, operand);
+        assert!(session.is_closed());
+    };
+    let (mut client, mut server) = pair(Instant::now());
+    out_of_place(&mut server, Operand::Stats);
+    out_of_place(&mut client, Operand::NodeList);
+
+    let (mut client, mut server) = pair(Instant::now());
+    carry(&mut client, &mut server).unwrap();
+    out_of_place(&mut server, Operand::Stats);
+
+    // HELLO itself is waited for, and is all that can be.
+    let (_, mut server) = pair(Instant::now());
+    let hello = beginning_of(Operand::Hello);
+    server.receive(&hello, &mut Vec::new()).unwrap();
+
+    let (_, mut server) = open_pair(Instant::now());
+    let stats = beginning_of(Operand::Stats);
+    server.receive(&stats, &mut Vec::new()).unwrap();
+    let (_, mut server) = open_pair(Instant::now());
+    let start = beginning_of(Operand::Start);
+    let error = server.receive(&start, &mut Vec::new()).unwrap_err();
+    assert!(
+        matches!(error, SessionError::NotPermitted { .. }),
+        "{error}"
+    );
+}
+
 #[test]
 fn each_role_is_held_to_its_table_on_both_ends() {
     let (mut client, mut server) = open_pair(Instant::now());
