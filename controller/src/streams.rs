@@ -208,7 +208,7 @@ impl Streams {
         let wire = connect(&address, credentials, Role::Scheduler, &hello, config)
             .await
             .map_err(|error| unreachable(format!("the scheduler's bulk session: {error}")))?;
-        let (link, frames) = Link::spawn(wire);
+        let (link, frames) = Link::spawn(wire, Arc::clone(credentials));
         let generation = {
             let mut state = self.inner.state();
             state.link = Some(link.clone());

@@ -92,7 +92,7 @@ pub(crate) async fn dial(
 
 async fn one_session(
     address: &str,
-    credentials: &Credentials,
+    credentials: &Arc<Credentials>,
     session: &Session,
     inbox: &mpsc::Sender<Message>,
     dialer: &mut Dialer,
@@ -125,7 +125,7 @@ async fn one_session(
         active: welcome.active,
         welcome: body,
     };
-    let (link, mut frames) = Link::spawn(wire);
+    let (link, mut frames) = Link::spawn(wire, Arc::clone(credentials));
     session.address.send_replace(Some(address.to_owned()));
     if inbox.send(Message::Up { up, link }).await.is_err() {
         return Ok(());

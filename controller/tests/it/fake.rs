@@ -78,7 +78,7 @@ async fn session(stream: TcpStream, credentials: Arc<Credentials>, world: Arc<Mu
         nodes: 1,
     });
     wire.welcome(Welcome::new(1, 0, false, body)).unwrap();
-    let (link, frames) = Link::spawn(wire);
+    let (link, frames) = Link::spawn(wire, credentials);
     match hello.purpose {
         Purpose::Control => control(link, frames, world).await,
         Purpose::Bulk => bulk(link, frames, world).await,

@@ -205,7 +205,7 @@ impl Connection {
             "connected"
         );
         self.dialer.succeeded();
-        let (sender, receiver) = Link::spawn(wire);
+        let (sender, receiver) = Link::spawn(wire, self.credentials.clone());
         self.state = State::Up { sender, receiver };
         Happened::Up(Welcomed {
             term: Term(welcome.term),

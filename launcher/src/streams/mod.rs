@@ -167,7 +167,7 @@ impl Streams {
             };
             match connect(&address, &credentials, Role::Scheduler, &hello, config).await {
                 Ok(wire) => {
-                    let (sender, receiver) = Link::spawn(wire);
+                    let (sender, receiver) = Link::spawn(wire, credentials);
                     BulkSession::new(context, sender).run(receiver).await;
                 }
                 Err(error) => tracing::warn!(address, %error, "can't open a bulk session"),

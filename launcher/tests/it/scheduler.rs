@@ -100,7 +100,7 @@ impl FakeScheduler {
                 nodes: 1,
             });
             wire.welcome(Welcome::new(1, 1, true, body)).unwrap();
-            let (sender, receiver) = Link::spawn(wire);
+            let (sender, receiver) = Link::spawn(wire, self.credentials.clone());
             Peer {
                 hello,
                 sender,

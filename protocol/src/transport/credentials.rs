@@ -8,6 +8,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
@@ -144,6 +145,7 @@ struct Loaded {
 pub struct Credentials {
     files: TlsFiles,
     current: ArcSwap<Loaded>,
+    reloads: AtomicU64,
 }
 
 impl Credentials {
@@ -153,6 +155,7 @@ impl Credentials {
         Ok(Arc::new(Self {
             files: files.clone(),
             current: ArcSwap::from_pointee(loaded),
+            reloads: AtomicU64::new(0),
         }))
     }
 
@@ -168,7 +171,14 @@ impl Credentials {
             });
         }
         self.current.store(Arc::new(loaded));
+        self.reloads.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// How many times they were read anew: who has judged a peer by fewer has to judge it again.
+    #[must_use]
+    pub fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::Acquire)
     }
 
     /// The files that these were read from.

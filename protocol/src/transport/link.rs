@@ -23,7 +23,9 @@ use crate::header::HEADER_BYTES;
 use crate::identity::Role;
 use crate::operand::OperandSet;
 use crate::permissions::Purpose;
-use crate::session::SendError;
+use crate::session::{SendError, SessionError};
+use crate::transport::connect::wall_clock;
+use crate::transport::credentials::Credentials;
 use crate::transport::wire::{Wire, WireError};
 
 /// Batches that may wait for the receiver. Each is one read of up to 128 KiB.
@@ -179,11 +181,12 @@ impl LinkReceiver {
 pub struct Link;
 
 impl Link {
-    /// Gives an open wire to a task of its own and returns the two halves.
+    /// Gives an open wire to a task of its own and returns the two halves. The peer's certificate is
+    /// judged again when it expires, and by each reload of these credentials.
     ///
     /// To be called within a tokio runtime.
     #[must_use]
-    pub fn spawn(wire: Wire) -> (LinkSender, LinkReceiver) {
+    pub fn spawn(wire: Wire, credentials: Arc<Credentials>) -> (LinkSender, LinkReceiver) {
         let session = wire.session();
         let shared = Arc::new(Shared {
             outward: Mutex::new(Outward {
@@ -199,18 +202,29 @@ impl Link {
             limit_bytes: session.queue_limit_bytes(),
         });
         let (batch_sender, batches) = mpsc::channel(INBOUND_BATCHES);
-        tokio::spawn(drive(wire, shared.clone(), PollSender::new(batch_sender)));
+        let batch_sender = PollSender::new(batch_sender);
+        tokio::spawn(drive(wire, credentials, shared.clone(), batch_sender));
         (LinkSender(shared.clone()), LinkReceiver { batches, shared })
     }
 }
 
-async fn drive(mut wire: Wire, shared: Arc<Shared>, mut batches: PollSender<Vec<Frame>>) {
+async fn drive(
+    mut wire: Wire,
+    credentials: Arc<Credentials>,
+    shared: Arc<Shared>,
+    mut batches: PollSender<Vec<Frame>>,
+) {
+    // Credentials that were read anew during the handshake may not have judged this peer.
+    let mut judged_by = 0;
     let mut interval = tokio::time::interval(TICK_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut interval = pin!(interval);
     let ended = std::future::poll_fn(|cx| {
         while interval.poll_tick(cx).is_ready() {
-            if let Err(error) = wire.tick(Instant::now()) {
+            let kept = wire
+                .tick(Instant::now())
+                .and_then(|()| Ok(judge_peer(&mut wire, &credentials, &mut judged_by)?));
+            if let Err(error) = kept {
                 return Poll::Ready(LinkClosed::Failed(Arc::new(error)));
             }
         }
@@ -222,6 +236,21 @@ async fn drive(mut wire: Wire, shared: Arc<Shared>, mut batches: PollSender<Vec<
     batches.close();
     drop(batches);
     wire.finish().await;
+}
+
+/// Refuses a peer whose certificate has lost its validity since it was `judged_by` so many reloads.
+fn judge_peer(
+    wire: &mut Wire,
+    credentials: &Credentials,
+    judged_by: &mut u64,
+) -> Result<(), SessionError> {
+    let now = wall_clock();
+    let reloads = credentials.reloads();
+    if std::mem::replace(judged_by, reloads) == reloads {
+        wire.refuse_expired(now)
+    } else {
+        wire.refuse_invalid(now, credentials)
+    }
 }
 
 /// Works in both directions until neither can go on; ready when the link has ended.

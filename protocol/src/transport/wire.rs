@@ -26,13 +26,12 @@ use tokio::net::TcpStream;
 
 use crate::frame::Frame;
 use crate::header::Flags;
-use crate::hello::{Hello, Refusal, Welcome};
+use crate::hello::{Hello, Refusal, RefusalCode, Welcome};
 use crate::identity::Identity;
 use crate::operand::Operand;
 use crate::session::{SendError, Session, SessionError};
 use crate::transport::credentials::{Credentials, not_after};
 use crate::transport::tls::{MAX_RECORD_PLAINTEXT_BYTES, Tls, encrypted_bound};
-use crate::transport::verify::VerifyError;
 pub use detached::DetachedWire;
 pub use error::{WireError, alert_in_words};
 
@@ -141,29 +140,40 @@ impl Wire {
         self.peer_address
     }
 
-    /// When the peer's certificate expires.
-    #[must_use]
-    pub const fn peer_not_after(&self) -> UnixTime {
-        self.peer_not_after
-    }
-
     /// The peer's certificates, its own first.
     #[must_use]
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         self.tls.state().peer_certificates().unwrap_or_default()
     }
 
-    /// Whether the peer's certificate would still be accepted: expiry, CA, revocation list.
-    pub fn peer_still_valid(
-        &self,
+    /// Refuses a peer whose certificate has expired. Costs a comparison.
+    pub fn refuse_expired(&mut self, now: UnixTime) -> Result<(), SessionError> {
+        if now <= self.peer_not_after {
+            return Ok(());
+        }
+        Err(self.refuse_certificate("your certificate has expired"))
+    }
+
+    /// Refuses a peer whose certificate would not be accepted any more: expiry, CA, revocation
+    /// list. To be called after each reload of the credentials; costs 0.2 ms.
+    pub fn refuse_invalid(
+        &mut self,
         now: UnixTime,
         credentials: &Credentials,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<(), SessionError> {
         let chain = self.peer_certificates();
-        match self.tls {
-            Tls::Client(_) => credentials.verify_server(chain, now).map(drop),
-            Tls::Server(_) => credentials.verify_client(chain, now).map(drop),
-        }
+        let verdict = match self.tls {
+            Tls::Client(_) => credentials.verify_server(chain, now),
+            Tls::Server(_) => credentials.verify_client(chain, now),
+        };
+        verdict
+            .map(drop)
+            .map_err(|error| self.refuse_certificate(error.to_string()))
+    }
+
+    fn refuse_certificate(&mut self, text: impl Into<String>) -> SessionError {
+        let refusal = Refusal::new(RefusalCode::CertificateInvalid, text);
+        self.refuse(Operand::Unauthorized, refusal)
     }
 
     /// The session, to look at.

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use pronto_protocol::transport::{Link, LinkClosed};
-use pronto_protocol::{Frame, Operand, SendError, SessionConfig};
+use pronto_protocol::transport::{
+    Credentials, Link, LinkClosed, LinkReceiver, LinkSender, Wire, connect,
+};
+use pronto_protocol::{Frame, Operand, Role, SendError, SessionConfig};
 
-use crate::certs::Ca;
-use crate::wires::connected;
+use crate::certs::{Ca, Order};
+use crate::wires::{LAUNCHER, SCHEDULER, connected, control_hello, loopback, welcome_one};
+
+fn spawn(ca: &Ca, wire: Wire) -> (LinkSender, LinkReceiver) {
+    Link::spawn(wire, ca.credentials(LAUNCHER))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_senders_share_a_link_and_each_keeps_its_order() {
@@ -14,8 +20,8 @@ async fn many_senders_share_a_link_and_each_keeps_its_order() {
     const FRAMES: u64 = 500;
     let ca = Ca::new();
     let (launcher, scheduler) = connected(&ca, SessionConfig::default()).await;
-    let (sender, _launcher_receiver) = Link::spawn(launcher);
-    let (scheduler_sender, mut receiver) = Link::spawn(scheduler);
+    let (sender, _launcher_receiver) = spawn(&ca, launcher);
+    let (scheduler_sender, mut receiver) = spawn(&ca, scheduler);
     for number in 0..SENDERS {
         let sender = sender.clone();
         tokio::spawn(async move {
@@ -45,8 +51,8 @@ async fn many_senders_share_a_link_and_each_keeps_its_order() {
 async fn what_is_sent_before_close_arrives_and_both_halves_learn_of_the_end() {
     let ca = Ca::new();
     let (launcher, scheduler) = connected(&ca, SessionConfig::default()).await;
-    let (sender, mut own_receiver) = Link::spawn(launcher);
-    let (_other, mut receiver) = Link::spawn(scheduler);
+    let (sender, mut own_receiver) = spawn(&ca, launcher);
+    let (_other, mut receiver) = spawn(&ca, scheduler);
     let batch: Vec<Frame> = (0..100)
         .map(|n| Frame::answer(Operand::Stats, n, vec![2; 10_000]))
         .collect();
@@ -76,7 +82,7 @@ async fn a_link_is_bounded_in_bytes_and_in_rights() {
         ..SessionConfig::default()
     };
     let (launcher, scheduler) = connected(&ca, config).await;
-    let (sender, _receiver) = Link::spawn(launcher);
+    let (sender, _receiver) = spawn(&ca, launcher);
     let refused = sender
         .send(&Frame::new(Operand::Start, vec![1]))
         .unwrap_err();
@@ -106,8 +112,8 @@ async fn a_slow_receiver_holds_the_peer_up_and_not_this_sides_writing() {
         ..SessionConfig::default()
     };
     let (launcher, scheduler) = connected(&ca, config).await;
-    let (sender, mut launcher_receiver) = Link::spawn(launcher);
-    let (scheduler_sender, mut receiver) = Link::spawn(scheduler);
+    let (sender, mut launcher_receiver) = spawn(&ca, launcher);
+    let (scheduler_sender, mut receiver) = spawn(&ca, scheduler);
     // Nobody takes anything from `receiver` until the sender's bound is reached for good: the
     // batches that may wait, the socket buffers and the queue are all full.
     let mut sent = 0;
@@ -146,10 +152,43 @@ async fn a_slow_receiver_holds_the_peer_up_and_not_this_sides_writing() {
 async fn a_broken_peer_is_reported_with_its_reason() {
     let ca = Ca::new();
     let (launcher, scheduler) = connected(&ca, SessionConfig::default()).await;
-    let (_sender, mut receiver) = Link::spawn(launcher);
+    let (_sender, mut receiver) = spawn(&ca, launcher);
     drop(scheduler);
     let error = receiver.recv_batch().await.unwrap_err();
     assert!(matches!(error, LinkClosed::Failed(_)), "{error}");
     let again = receiver.recv_batch().await.unwrap_err();
     assert_eq!(error.to_string(), again.to_string());
+}
+
+#[tokio::test]
+async fn a_scheduler_that_is_revoked_is_left() {
+    let order = |uris, serial| Order {
+        uris,
+        serial,
+        ..Order::default()
+    };
+    let ca = Ca::new();
+    let mut files = ca.issue("launcher", &order(&[LAUNCHER], 1));
+    files.crl = Some(ca.revoke(&[1000]));
+    let launcher = Credentials::load(&files).unwrap();
+    let scheduler = Credentials::load(&ca.issue("scheduler", &order(&[SCHEDULER], 66))).unwrap();
+    let listener = loopback();
+    let address = listener.local_addr().unwrap().to_string();
+    let (config, hello) = (SessionConfig::default(), control_hello());
+    let (client, server) = tokio::join!(
+        connect(&address, &launcher, Role::Scheduler, &hello, config),
+        welcome_one(&listener, &scheduler, config),
+    );
+    let (_sender, mut receiver) = Link::spawn(client.unwrap(), launcher.clone());
+    let (_scheduler_sender, mut scheduler_receiver) = Link::spawn(server.unwrap(), scheduler);
+    ca.revoke(&[66]);
+    launcher.reload().unwrap();
+    let left = receiver.recv_batch().await.unwrap_err().to_string();
+    assert!(
+        left.contains(&format!("{SCHEDULER} has been revoked")),
+        "{left}"
+    );
+    // It is told why.
+    let heard = scheduler_receiver.recv_batch().await.unwrap_err();
+    assert!(heard.to_string().contains("has been revoked"), "{heard}");
 }

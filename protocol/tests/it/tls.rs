@@ -5,9 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pronto_protocol::transport::{
-    Credentials, TlsFiles, VerifyError, WireError, accept, connect, wall_clock,
-};
+use pronto_protocol::transport::{Credentials, TlsFiles, WireError, accept, connect, wall_clock};
 use pronto_protocol::{
     Decoder, Frame, Operand, Refusal, RefusalCode, Role, SessionConfig, SessionError, codec,
 };
@@ -338,20 +336,25 @@ async fn revoked_certificates_end_sessions_and_begin_none() {
         )
     };
     let (client, server) = session(&bad).await;
-    let (mut client, server) = (client.unwrap(), server.unwrap());
-    server.peer_still_valid(wall_clock(), &scheduler).unwrap();
-    client.peer_still_valid(wall_clock(), &bad).unwrap();
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    server.refuse_invalid(wall_clock(), &scheduler).unwrap();
+    client.refuse_invalid(wall_clock(), &bad).unwrap();
 
     // The list is replaced while the session is open.
     ca.revoke(&[66]);
     scheduler.reload().unwrap();
-    let whose = LAUNCHER.to_owned();
-    assert_eq!(
-        server.peer_still_valid(wall_clock(), &scheduler),
-        Err(VerifyError::Revoked { whose })
+    let revoked = format!("certificate of {LAUNCHER} has been revoked");
+    let refused = |refused: Result<(), SessionError>, text: &str| {
+        let operand = Operand::Unauthorized;
+        let refusal = Refusal::new(RefusalCode::CertificateInvalid, text);
+        assert_eq!(refused, Err(SessionError::RefusedPeer { operand, refusal }));
+    };
+    refused(server.refuse_invalid(wall_clock(), &scheduler), &revoked);
+    let (heard, ()) = tokio::join!(
+        async { client.read_frames(&mut Vec::new()).await },
+        server.finish()
     );
-    drop(server);
-    assert!(client.read_frames(&mut Vec::new()).await.is_err());
+    assert!(heard.unwrap_err().to_string().contains(&revoked));
     let (client, server) = session(&bad).await;
     assert!(
         client
@@ -365,13 +368,14 @@ async fn revoked_certificates_end_sessions_and_begin_none() {
 
     // And what expires is found in the same way.
     let next_century = UnixTime::since_unix_epoch(Duration::from_secs(5_000_000_000));
-    let server = server.unwrap();
-    assert!(server.peer_not_after() < next_century && server.peer_not_after() > wall_clock());
-    let whose = LAUNCHER.to_owned();
-    assert_eq!(
-        server.peer_still_valid(next_century, &scheduler),
-        Err(VerifyError::Expired { whose })
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    server.refuse_expired(wall_clock()).unwrap();
+    refused(
+        server.refuse_expired(next_century),
+        "your certificate has expired",
     );
+    let expired = format!("certificate of {SCHEDULER} has expired");
+    refused(client.refuse_invalid(next_century, &good), &expired);
 }
 
 #[tokio::test]

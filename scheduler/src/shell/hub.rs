@@ -23,7 +23,6 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -59,8 +58,6 @@ pub(crate) struct Greeted {
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) credentials: Arc<Credentials>,
-    /// Rises with each reload of the credentials.
-    pub(crate) credentials_version: Arc<AtomicU64>,
     pub(crate) published: Published,
     pub(crate) registry: Registry,
     pub(crate) breaches: Arc<Breaches>,
@@ -98,7 +95,7 @@ struct Inner {
     pace: Pace,
     /// Sessions whose certificates are yet to be verified anew.
     to_verify: Vec<SessionId>,
-    verified_version: u64,
+    verified_reloads: u64,
 }
 
 /// Why a session's task ends.
@@ -129,7 +126,7 @@ pub(crate) fn run(
             ticks: 0,
             pace: Pace::new(began),
             to_verify: Vec::new(),
-            verified_version: 0,
+            verified_reloads: 0,
         }),
         frames: RefCell::default(),
         turn_wanted: Cell::new(false),
@@ -184,7 +181,7 @@ impl Hub {
             let (role, name) = (peer.role(), peer.name().to_owned());
             let (session, wire) = inner.sessions.insert(wire);
             // Credentials that were read anew during its handshake have not judged it.
-            if self.shared.credentials_version.load(Ordering::Acquire) > 0 {
+            if self.shared.credentials.reloads() > 0 {
                 inner.to_verify.push(session);
             }
             self.shared.registry.insert(session, &wire.borrow(), &hello);
@@ -402,13 +399,8 @@ impl Hub {
                 continue;
             }
             let mut wire = wire.borrow_mut();
-            if wire.peer_not_after() < wall {
-                let code = RefusalCode::CertificateInvalid;
-                let refusal = Refusal::new(code, "your certificate has expired");
-                ended.push((
-                    session,
-                    wire.refuse(Operand::Unauthorized, refusal).to_string(),
-                ));
+            if let Err(error) = wire.refuse_expired(wall) {
+                ended.push((session, error.to_string()));
             } else if let Err(error) = wire.tick(now) {
                 ended.push((session, error.to_string()));
             }
@@ -419,9 +411,9 @@ impl Hub {
     /// After a reload of the credentials, a revoked or no longer trusted peer is ended, a few
     /// verifications a tick.
     fn verify_again(&self, inner: &mut Inner) {
-        let version = self.shared.credentials_version.load(Ordering::Acquire);
-        if version != inner.verified_version {
-            inner.verified_version = version;
+        let reloads = self.shared.credentials.reloads();
+        if reloads != inner.verified_reloads {
+            inner.verified_reloads = reloads;
             inner.to_verify = inner.sessions.wires().map(|(session, _)| session).collect();
         }
         if inner.to_verify.is_empty() {
@@ -436,13 +428,9 @@ impl Hub {
             .wires()
             .filter(|(session, _)| now.contains(session))
         {
-            let mut wire = wire.borrow_mut();
-            if let Err(error) = wire.peer_still_valid(wall, &self.shared.credentials) {
-                let refusal = Refusal::new(RefusalCode::CertificateInvalid, error.to_string());
-                ended.push((
-                    session,
-                    wire.refuse(Operand::Unauthorized, refusal).to_string(),
-                ));
+            let credentials = &self.shared.credentials;
+            if let Err(error) = wire.borrow_mut().refuse_invalid(wall, credentials) {
+                ended.push((session, error.to_string()));
             }
         }
         self.end_sessions(inner, ended);

@@ -24,7 +24,6 @@ use pronto_protocol::transport::{Credentials, follow_files, listen, serve_ops};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -118,7 +117,6 @@ impl Scheduler {
         let _end_all = ending.clone().drop_guard();
         let shared = Shared {
             credentials: Arc::clone(&credentials),
-            credentials_version: Arc::new(AtomicU64::new(0)),
             published: snapshot::Published::default(),
             registry: registry::Registry::default(),
             breaches: Arc::new(breaches::Breaches::default()),
@@ -136,14 +134,11 @@ impl Scheduler {
             ));
         }
         let interval = Duration::from_millis(config.reload_interval_ms);
-        let version = Arc::clone(&shared.credentials_version);
         tokio::spawn(follow_files(
             Arc::clone(&credentials),
             interval,
             ending.clone(),
-            move || {
-                version.fetch_add(1, Ordering::Release);
-            },
+            || {},
         ));
         let accepting = accept::accept_all(
             frames,
