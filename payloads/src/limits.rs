@@ -44,5 +44,8 @@ pub const PAGE_BYTES: usize = 900 * 1024;
 pub const START_BYTES: usize = 256 * 1024 - STAMP_BYTES;
 /// The largest [`StartStamp`](crate::place::StartStamp): three counters and a share of each device.
 pub const STAMP_BYTES: usize = 3 * 8 + 8 + GPUS * 4;
+/// The largest [`FromNode`](crate::control::FromNode). What a launcher says and the scheduler forwards
+/// behind one takes so much less than its operand's limit, so that all of it can be forwarded.
+pub const FROM_NODE_BYTES: usize = 8 + NAME_BYTES;
 /// Counted reasons in one EXPLAIN reply: one for each kind and dimension.
 pub const REASONS: usize = 64;

@@ -57,6 +57,7 @@ fn limits_are_those_of_the_code() {
             "REASONS" => limits::REASONS,
             "STAMP_BYTES" => limits::STAMP_BYTES,
             "START_BYTES" => limits::START_BYTES,
+            "FROM_NODE_BYTES" => limits::FROM_NODE_BYTES,
             other => panic!("{other} has no line here"),
         };
         assert_eq!(value, expected, "{name}");

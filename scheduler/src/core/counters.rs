@@ -23,7 +23,7 @@ pub struct Counters {
     pub sessions_refused: u64,
     /// Controllers cut because they did not keep up.
     pub controllers_cut: u64,
-    /// Statuses that could not be true or decoded.
+    /// What launchers said that could not be true, decoded or forwarded.
     pub bad_statuses: u64,
     /// Frames to an owner of which no controller is connected.
     pub undeliverable: u64,

@@ -141,9 +141,12 @@ pub struct Broker {
     /// Nodes of which a status has come.
     reported: usize,
     counters: Counters,
-    /// Lines about sessions that are refused, and about statuses that are.
+    /// Lines about sessions that are refused, about what launchers say that is, about their states,
+    /// and about back-offs.
     quiet_sessions: Quiet,
     quiet_statuses: Quiet,
+    quiet_states: Quiet,
+    quiet_back_offs: Quiet,
     scratch: Scratch,
 }
 
@@ -187,6 +190,8 @@ impl Broker {
             counters: Counters::default(),
             quiet_sessions: Quiet::default(),
             quiet_statuses: Quiet::default(),
+            quiet_states: Quiet::default(),
+            quiet_back_offs: Quiet::default(),
             scratch: Scratch {
                 bytes: Vec::new(),
                 stamp,

@@ -150,9 +150,12 @@ impl Broker {
     /// Takes a node out of placement because it fails everything.
     pub(super) fn back_off(&mut self, now: Nanos, index: NodeIndex) {
         self.counters.back_offs += 1;
-        if let Some(node) = self.nodes.get(&index) {
+        if let Some(node) = self.nodes.get(&index)
+            && let Some(left_out) = self.quiet_back_offs.line(now.0)
+        {
             warn!(
                 node = node.name,
+                left_out,
                 failures = node.faults.in_a_row(),
                 pause_ms = node
                     .faults

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use pronto_payloads::codec;
 use pronto_payloads::control::{Failure, FromNode, ToNode};
 use pronto_payloads::ids::OwnerId;
+use pronto_payloads::limits::FROM_NODE_BYTES;
 use pronto_protocol::{Flags, Frame, Operand, Refusal, RefusalCode};
 use tracing::{debug, warn};
 
@@ -133,6 +134,18 @@ pub(crate) struct Pending {
 /// The payload of INVALID_FRAME, UNAUTHORIZED, BUSY and UNSUPPORTED.
 pub(crate) fn refusal(code: RefusalCode, text: impl Into<String>) -> Bytes {
     Refusal::new(code, text).encode()
+}
+
+/// What a launcher says is refused if its name would not fit in front of it.
+fn check_room_for_name(operand: Operand, payload: &[u8]) -> Result<(), String> {
+    let limit_bytes = operand.max_payload_bytes() - FROM_NODE_BYTES;
+    if payload.len() <= limit_bytes {
+        return Ok(());
+    }
+    let found = payload.len();
+    Err(format!(
+        "{found} bytes are not accepted: at most {limit_bytes}"
+    ))
 }
 
 /// The owner that a payload begins with.
@@ -358,6 +371,11 @@ impl Broker {
             return;
         };
         let from = if with_node {
+            if let Err(text) = check_room_for_name(operand, payload) {
+                let text = format!("{operand} of node {}: {text}", node.name);
+                let node = node.name.clone();
+                return self.answer_failure(pending, &node, text, out);
+            }
             self.sender_name(index)
         } else {
             Bytes::new()
@@ -381,6 +399,9 @@ impl Broker {
         let Some(node) = self.nodes.get_mut(&index) else {
             return;
         };
+        if let Err(text) = check_room_for_name(operand, payload) {
+            return self.not_accepted(now, index, (operand, correlation), text, out);
+        }
         if operand == Operand::InstanceChanged {
             let verdict = backoff::judge(payload, node.faults);
             if node.faults.note(verdict, now) {

@@ -21,25 +21,34 @@ impl Broker {
         out: &mut O,
     ) {
         let (operand, wants_reply, correlation) = frame;
-        let Some(node) = self.nodes.get(&index) else {
-            return;
-        };
-        let session = node.session;
         if let Err(text) = self.take_in_status(now, index, operand, payload) {
-            self.counters.bad_statuses += 1;
-            if let Some(left_out) = self.quiet_statuses.line(now.0) {
-                let node = &self.nodes[&index].name;
-                warn!(node, error = text, left_out, "status not accepted");
-            }
-            let refusal = routing::refusal(RefusalCode::MalformedPayload, text);
-            let message = Outgoing::new(Operand::InvalidFrame, correlation, [&refusal, &[]]);
-            // It is told once; a launcher that does not read learns it from its lease.
-            let _not_needed = out.send(session, message);
-            return;
+            return self.not_accepted(now, index, (operand, correlation), text, out);
         }
         if wants_reply {
             self.answer_with_lease(now, index, correlation, out);
         }
+    }
+
+    /// Tells a launcher that what it said is not accepted.
+    pub(super) fn not_accepted<O: Outlet>(
+        &mut self,
+        now: Nanos,
+        index: NodeIndex,
+        (operand, correlation): (Operand, u64),
+        text: String,
+        out: &mut O,
+    ) {
+        let Some(node) = self.nodes.get(&index) else {
+            return;
+        };
+        self.counters.bad_statuses += 1;
+        if let Some(left_out) = self.quiet_statuses.line(now.0) {
+            warn!(node = node.name, %operand, error = text, left_out, "not accepted");
+        }
+        let refusal = routing::refusal(RefusalCode::MalformedPayload, text);
+        let message = Outgoing::new(Operand::InvalidFrame, correlation, [&refusal, &[]]);
+        // It is told once; a launcher that does not read learns it from its lease.
+        let _not_needed = out.send(node.session, message);
     }
 
     fn take_in_status(
@@ -80,7 +89,10 @@ impl Broker {
         let first = !node.reported;
         let turned = state != node.state;
         if turned || node.reason != status.reason {
-            info!(node = node.name, ?state, reason = status.reason, "node");
+            if let Some(left_out) = self.quiet_states.line(now.0) {
+                let reason = &status.reason;
+                info!(node = node.name, ?state, reason, left_out, "node");
+            }
             node.state = state;
             node.reason = status.reason;
             node.stats.dirty = true;

@@ -8,7 +8,7 @@
 use crate::config::QueuesConfig;
 use crate::core::{Nanos, Outgoing, Outlet, Queued, SessionId};
 use pronto_protocol::transport::{Flush, Wire};
-use pronto_protocol::{HEADER_BYTES, Operand, Purpose, Refusal, Role, SendError, Welcome};
+use pronto_protocol::{HEADER_BYTES, Operand, Purpose, Quiet, Refusal, Role, SendError, Welcome};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::Waker;
@@ -47,6 +47,7 @@ pub(crate) struct Sessions {
     queues: QueuesConfig,
     began: Instant,
     open: usize,
+    quiet_sends: Quiet,
 }
 
 /// What bounds a session's queue: (mark, limit).
@@ -78,6 +79,7 @@ impl Sessions {
             queues,
             began,
             open: 0,
+            quiet_sends: Quiet::default(),
         }
     }
 
@@ -274,7 +276,9 @@ impl Outlet for Sessions {
             Err(SendError::Closed | SendError::NotOpen { .. }) => return Queued::Gone,
             Err(error @ (SendError::NotPermitted { .. } | SendError::Frame(_))) => {
                 // Ours to get right: what is sent is in the permission table and within limits.
-                tracing::error!(%error, %operand, "can't send");
+                if let Some(left_out) = self.quiet_sends.line(nanos_since(self.began).0) {
+                    tracing::error!(%error, %operand, left_out, "can't send");
+                }
                 return Queued::Gone;
             }
         }

@@ -6,6 +6,7 @@ use pronto_payloads::control::{Ack, Delete, Failure, PullInventory, SetMode, Sto
 use pronto_payloads::hello::Mode;
 use pronto_payloads::ids::{Attempt, BootId, OwnerId, Seq, SessionEpoch, Version};
 use pronto_payloads::instance::{InstanceUsage, Inventory, Usage};
+use pronto_payloads::limits::{FROM_NODE_BYTES, NAME_BYTES};
 use pronto_payloads::node::{NodeLoad, NodeState, Nodes, Stats, StatsBatch};
 use pronto_protocol::{Flags, Frame, Operand, Refusal};
 
@@ -88,6 +89,75 @@ fn commands_are_forwarded_without_the_name_and_answered_when_the_node_goes() {
         assert_eq!(world.expect(controller.session, failure).correlation, 31);
     }
     world.expect(controller.session, Operand::NodeDisconnected);
+}
+
+#[test]
+fn what_a_launcher_may_say_can_be_forwarded_with_its_name() {
+    let (mut world, controller) = World::active();
+    let name = "n".repeat(NAME_BYTES);
+    let node = world.node(&name, capacity(1000));
+    let room = |operand: Operand| operand.max_payload_bytes() - FROM_NODE_BYTES;
+    let report = |bytes: usize| {
+        let mut report = vec![0; bytes];
+        report[..16].copy_from_slice(&OWNER.0);
+        Frame::new(Operand::InstanceChanged, report)
+    };
+    world.send(node.session, report(room(Operand::InstanceChanged)));
+    let up = world.expect(controller.session, Operand::InstanceChanged);
+    assert_eq!(up.payload.len_bytes(), up.operand.max_payload_bytes());
+    world.send(node.session, report(room(Operand::InstanceChanged) + 1));
+    let told = world.expect(node.session, Operand::InvalidFrame);
+    assert!(!last(&told));
+
+    let (operand, stop, failure) = commands().swap_remove(0);
+    let stop = to_node(&name, stop);
+    for more in [0, 1] {
+        let frame = Frame::request(operand, 30, stop.clone());
+        world.send(controller.session, frame);
+        let number = world.expect(node.session, operand).correlation;
+        let answer = vec![0; room(failure) + more];
+        world.send(node.session, Frame::answer(failure, number, answer));
+        let told = world.expect(controller.session, failure);
+        assert_eq!(told.correlation, 30);
+        assert!(told.payload.len_bytes() <= failure.max_payload_bytes());
+    }
+}
+
+/// Counts the lines that are written while it is the default.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event()
+    }
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_launcher_that_changes_its_state_all_the_time_fills_no_log() {
+    let (mut world, _controller) = World::active();
+    let node = world.node("n1", capacity(1000));
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), || {
+        for operand in [Operand::Full, Operand::Ready].repeat(100) {
+            world.status(&node, operand, 0, capacity(1000));
+        }
+    });
+    let written = lines.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1..=10).contains(&written), "{written} lines");
+    world.end_turn();
+    world.skip_all(Operand::Stats);
+    world.skip_all(Operand::Capacity);
 }
 
 #[test]
