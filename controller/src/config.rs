@@ -3,7 +3,7 @@
 
 use crate::api::types::{QuotaLimits, RuntimeName};
 use crate::planner::Settings;
-use pronto_protocol::transport::{TlsFiles, ports};
+use pronto_protocol::transport::{TlsFiles, is_address, ports};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -191,11 +191,7 @@ impl ControllerConfig {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let is_address = |text: &String| {
-            let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-            matches!(port, Some(Ok(_)))
-        };
-        if self.schedulers.is_empty() || !self.schedulers.iter().all(is_address) {
+        if self.schedulers.is_empty() || !self.schedulers.iter().all(|text| is_address(text)) {
             return Err(ConfigError::Value {
                 key: "schedulers",
                 found: format!("{:?}", self.schedulers),

@@ -2,7 +2,7 @@
 
 use pronto_payloads::demand::{Resource, Runtime};
 use pronto_payloads::node::Label;
-use pronto_protocol::transport::TlsFiles;
+use pronto_protocol::transport::{TlsFiles, is_address};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -178,11 +178,7 @@ impl LauncherConfig {
     /// # Errors
     /// The first value that can't be used, with what is accepted.
     pub fn check(&self) -> anyhow::Result<()> {
-        let is_address = |text: &String| {
-            let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-            matches!(port, Some(Ok(_)))
-        };
-        if self.schedulers.is_empty() || !self.schedulers.iter().all(is_address) {
+        if self.schedulers.is_empty() || !self.schedulers.iter().all(|text| is_address(text)) {
             let found = &self.schedulers;
             anyhow::bail!("schedulers = {found:?}; accepted: at least one \"HOST:PORT\"");
         }

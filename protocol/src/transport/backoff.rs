@@ -52,6 +52,13 @@ impl Default for Backoff {
     }
 }
 
+/// Whether a text is `HOST:PORT`, as a [`Dialer`] takes it.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
 /// Cycles over addresses.
 #[derive(Debug, Clone)]
 pub struct Dialer {
@@ -113,6 +120,16 @@ impl Dialer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        for good in ["scheduler:7460", "10.0.0.1:1", "[::1]:7460"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "scheduler", "scheduler:", ":7460", "scheduler:70000"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn waits_double_to_the_longest_and_stay_within_their_jitter() {

@@ -17,7 +17,7 @@ mod tls;
 mod verify;
 mod wire;
 
-pub use backoff::{Backoff, Dialer};
+pub use backoff::{Backoff, Dialer, is_address};
 pub use connect::{
     HandshakeLimiter, HandshakePermit, accept, connect, connect_tcp, listen, wall_clock,
 };
