@@ -2,6 +2,7 @@
 
 use super::leases::GrantState;
 use super::outlet::SessionId;
+use super::streams::Uncredited;
 use crate::table::NodeIndex;
 use pronto_payloads::ids::{ControllerEpoch, Generation, OwnerId};
 
@@ -23,6 +24,7 @@ pub(crate) struct Controller {
     pub(crate) listing: Option<Listing>,
     pub(crate) bulk: Option<SessionId>,
     pub(crate) streams: usize,
+    pub(crate) uncredited: Uncredited,
 }
 
 /// A REPLY NODES under way: page by page, so that 10,000 nodes stall nobody.

@@ -13,6 +13,9 @@ pub const COMMANDS_PER_NODE: usize = 16 * 1024;
 pub const STREAMS_PER_NODE: usize = 64;
 /// Streams of one controller.
 pub const STREAMS_PER_CONTROLLER: usize = 1024;
+/// Frames of streams that one bulk session may send in a second without spending credit: thousands of
+/// short streams, and credits for more bytes than one thread can relay. They take it some 20 ms.
+pub const UNCREDITED_PER_S: u32 = 20_000;
 /// STREAM_OPENs that wait for one launcher's bulk session: no more than it could have.
 pub const HELD_OPENS_PER_NODE: usize = STREAMS_PER_NODE;
 /// How long a STREAM_OPEN waits for the launcher to bring up its bulk session.

@@ -17,6 +17,7 @@ use super::backoff::Faults;
 use super::limits::MISSED_STATS;
 use super::outlet::{Nanos, SessionId};
 use super::routing::Pending;
+use super::streams::Uncredited;
 use bytes::Bytes;
 use pronto_payloads::hello::{LauncherHello, Mode, OwnerSummary};
 use pronto_payloads::ids::{BootId, NodeUuid, OwnerId, SessionEpoch, Term};
@@ -81,6 +82,7 @@ pub(crate) struct BulkOfNode {
     /// When it was asked to open one last.
     pub(crate) asked_at: Option<Nanos>,
     pub(crate) streams: usize,
+    pub(crate) uncredited: Uncredited,
 }
 
 impl Node {

@@ -13,6 +13,7 @@ use super::limits::{
 };
 use super::node::Node;
 use super::outlet::{Nanos, Outlet, SessionId};
+use super::streams::Uncredited;
 use super::{Arrival, Broker, Peer};
 use crate::table::{NodeIndex, NodeSpec};
 use pronto_payloads::codec;
@@ -206,6 +207,7 @@ impl Broker {
             listing: None,
             bulk: None,
             streams: 0,
+            uncredited: Uncredited::default(),
         };
         let vacant = self.controllers.iter().position(Option::is_none);
         let slot = vacant.unwrap_or_else(|| {

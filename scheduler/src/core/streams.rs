@@ -7,10 +7,12 @@
 //!
 //! A controller names its streams by ids of its own; towards launchers they have the scheduler's
 //! numbers. What may be under way in each direction is what its final reader has granted, so what
-//! the relay holds is bounded by that; a sender that exceeds it loses the stream.
+//! the relay holds is bounded by that; a sender that exceeds it loses the stream. What needs no credit
+//! is bounded by the second; a sender that exceeds that loses its session.
 
 use super::limits::{
-    HELD_OPEN_MS, HELD_OPENS_PER_NODE, OPEN_BULK_AGAIN_MS, STREAMS_PER_CONTROLLER, STREAMS_PER_NODE,
+    HELD_OPEN_MS, HELD_OPENS_PER_NODE, OPEN_BULK_AGAIN_MS, STREAMS_PER_CONTROLLER,
+    STREAMS_PER_NODE, UNCREDITED_PER_S,
 };
 use super::outlet::{Nanos, Outgoing, Outlet, Queued, SessionId};
 use super::{Broker, Peer, routing};
@@ -19,8 +21,9 @@ use bytes::Bytes;
 use pronto_payloads::codec;
 use pronto_payloads::control::ToNode;
 use pronto_payloads::stream::{CREDIT_BYTES, StreamCredit, StreamEnd, StreamFailure, StreamOpen};
-use pronto_protocol::{Operand, RefusalCode};
+use pronto_protocol::{Operand, Refusal, RefusalCode};
 use rustc_hash::FxHashMap;
+use tracing::warn;
 
 /// All streams.
 #[derive(Debug, Default)]
@@ -66,6 +69,25 @@ struct Direction {
     ended: bool,
 }
 
+/// What a bulk session has sent in this second without spending credit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Uncredited {
+    second: u64,
+    frames: u32,
+}
+
+impl Uncredited {
+    /// Whether one more may come now.
+    fn admits(&mut self, now: Nanos) -> bool {
+        let second = now.0 / 1_000_000_000;
+        if second != self.second {
+            *self = Self { second, frames: 0 };
+        }
+        self.frames += 1;
+        self.frames <= UNCREDITED_PER_S
+    }
+}
+
 /// Which way a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -82,6 +104,11 @@ impl Broker {
         payload: Bytes,
         out: &mut O,
     ) {
+        // The first byte of data is its channel, and spends nothing.
+        let spends = operand == Operand::StreamData && payload.len() > 1;
+        if !spends && !self.admits_uncredited(now, peer) {
+            return self.end_flood(now, session, out);
+        }
         match peer {
             Peer::ControllerBulk(slot) if operand == Operand::StreamOpen => {
                 let opened = self.open_stream(now, (slot, session), correlation, payload, out);
@@ -110,6 +137,36 @@ impl Broker {
             }
             Peer::Launcher(_) | Peer::Controller(_) => {}
         }
+    }
+
+    fn admits_uncredited(&mut self, now: Nanos, peer: Peer) -> bool {
+        let uncredited = match peer {
+            Peer::LauncherBulk(index) => {
+                let node = self.nodes.get_mut(&index);
+                node.map(|node| &mut node.bulk.uncredited)
+            }
+            Peer::ControllerBulk(slot) => {
+                let controller = self.controllers[slot].as_mut();
+                controller.map(|controller| &mut controller.uncredited)
+            }
+            Peer::Launcher(_) | Peer::Controller(_) => None,
+        };
+        uncredited.is_none_or(|uncredited| uncredited.admits(now))
+    }
+
+    fn end_flood<O: Outlet>(&mut self, now: Nanos, session: SessionId, out: &mut O) {
+        self.counters.sessions_refused += 1;
+        let text = format!("{UNCREDITED_PER_S} frames without credit in a second are the most");
+        if let Some(left_out) = self.quiet_sessions.line(now.0) {
+            warn!(
+                session = session.0,
+                reason = text,
+                left_out,
+                "session ended"
+            );
+        }
+        let refusal = Refusal::new(RefusalCode::LimitReached, text);
+        self.end_session(session, Operand::Busy, refusal, out);
     }
 
     fn open_stream<O: Outlet>(

@@ -6,8 +6,9 @@ use pronto_payloads::ids::OwnerId;
 use pronto_payloads::stream::{
     CREDIT_BYTES, LogsRequest, StreamCredit, StreamEnd, StreamFailure, StreamOpen, StreamRequest,
 };
-use pronto_protocol::{Frame, Operand, Role};
+use pronto_protocol::{Frame, Operand, RefusalCode, Role};
 use pronto_scheduler::core::SessionId;
+use pronto_scheduler::core::limits::UNCREDITED_PER_S;
 
 fn open(owner: OwnerId) -> bytes::Bytes {
     codec::encode(&StreamOpen {
@@ -226,4 +227,43 @@ fn a_control_session_takes_its_bulk_session_with_it() {
     // The launcher's is the second.
     world.close(SessionId(2));
     world.expect_refusal(down);
+}
+
+#[test]
+fn a_flood_of_what_needs_no_credit_ends_its_session() {
+    let nothing = || codec::encode(&StreamCredit { bytes: 0 });
+    for operand in [Operand::StreamCredit, Operand::StreamData] {
+        for upwards in [true, false] {
+            let (mut world, up, down, number) = streaming();
+            let (from, to, id) = if upwards {
+                (down, up, number)
+            } else {
+                (up, down, 5)
+            };
+            let payload = match operand {
+                Operand::StreamCredit => nothing(),
+                _ => bytes::Bytes::from_static(&[1]),
+            };
+            let frame = Frame::answer(operand, id, payload);
+            // The controller has said STREAM_OPEN in this second.
+            world.pass_ms(1_000);
+            world.skip_all(Operand::Stats);
+            for _ in 0..UNCREDITED_PER_S {
+                world.send(from, frame.clone());
+                world.expect(to, operand);
+            }
+            world.send(from, frame);
+            let (refused, refusal) = world.expect_refusal(from);
+            assert_eq!(
+                (refused, refusal.code),
+                (Operand::Busy, RefusalCode::LimitReached)
+            );
+            let end = if upwards {
+                Operand::StreamEnd
+            } else {
+                Operand::StreamCancel
+            };
+            world.expect(to, end);
+        }
+    }
 }
