@@ -110,13 +110,9 @@ pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
         .map_err(|_| "accepted: a duration below 500 million years".to_owned())
 }
 
-/// Checks a name for so many instances. Which rule it breaks does not matter: one sentence has all.
+/// Checks a name for so many instances.
 pub(crate) fn check_instance_name(name: &str, count: u32) -> Result<(), String> {
-    spec::check_instance_name(name, count).map_err(|_| {
-        "accepted: 1 to 63 ASCII letters, digits, '.', '_' and '-' (56 where --count is above 1), \
-         not hex digits and dashes alone, which would read as an id"
-            .to_owned()
-    })
+    spec::check_instance_name(name, count).map_err(|error| format!("accepted: {}", error.accepted))
 }
 
 /// What names something: an id, the end of one, a name.

@@ -275,23 +275,21 @@ pub fn check(spec: &Spec) -> Result<(), Invalid> {
 /// Checks a name that a user chose for an instance; room is left for a number behind it.
 ///
 /// # Errors
-/// What is accepted.
+/// What is accepted: all of it, whichever rule is broken.
 pub fn check_instance_name(name: &str, count: u32) -> Result<(), Invalid> {
-    check_name("name", name)?;
     let longest = name.len() + if count > 1 { 7 } else { 0 };
-    if longest > limits::NAME_BYTES {
-        return Err(Invalid::new(
-            "name",
-            "at most 56 bytes together with a count above one",
-        ));
+    let fine = check_name("name", name).is_ok()
+        && longest <= limits::NAME_BYTES
+        && !name.contains('/')
+        && !crate::numbers_like(name);
+    if fine {
+        return Ok(());
     }
-    if name.contains('/') || crate::numbers_like(name) {
-        return Err(Invalid::new(
-            "name",
-            "no '/', and not only hex digits and dashes, which would read as an id",
-        ));
-    }
-    Ok(())
+    Err(Invalid::new(
+        "name",
+        "1 to 63 ASCII letters, digits, '.', '_' and '-' (56 where the count is above 1), \
+         not hex digits and dashes alone, which would read as an id",
+    ))
 }
 
 /// A workload's spec with a submission's changes.
