@@ -374,9 +374,14 @@ impl State {
         let timeout_ms = submission.template.spec.pending_timeout_ms;
         let committed_ns = i64::try_from(submission.committed_ns).unwrap_or(i64::MAX / 4);
         let admitted_ns = submission.submitted_ns.saturating_add(committed_ns);
+        let more = instance.more.as_ref();
+        let waits_since_ns = more
+            .and_then(|more| more.waits_anew_ns)
+            .unwrap_or(admitted_ns);
         let timed_out = !instance.was_placed
             && instance.after_stop().is_none()
-            && timeout_ms.is_some_and(|ms| admitted_ns + super::state::ns(ms) <= self.now.mono_ns);
+            && timeout_ms
+                .is_some_and(|ms| waits_since_ns + super::state::ns(ms) <= self.now.mono_ns);
         match instance.phase {
             Phase::Committing | Phase::Queued | Phase::Waiting if timed_out => {
                 let text = self.waiting_text(slot).unwrap_or_default();

@@ -98,6 +98,8 @@ pub(crate) struct More {
     pub(crate) ending: Option<InstanceState>,
     /// When STOP was sent last.
     pub(crate) stop_sent_ns: Option<i64>,
+    /// It was restarted without having come to a node: its pending timeout runs from here.
+    pub(crate) waits_anew_ns: Option<i64>,
     /// For [`Phase::Waiting`].
     pub(crate) not_before_ns: i64,
     /// Nodes that the next attempt passes over, latest last.

@@ -63,6 +63,8 @@ impl State {
         let slot = self.put_instance(submission, seq, Phase::Uncertain);
         let now_ns = self.now.mono_ns;
         let breaks = self.link.breaks;
+        let runs_are_counted = self.template(slot).runs_are_counted();
+        let mut waits_anew = false;
         let instance = self.instance_mut(slot);
         let more = instance.more();
         more.uncertain_since_break = breaks;
@@ -76,17 +78,19 @@ impl State {
             instance.restarts = amend.restarts;
             instance.reschedules = amend.reschedules;
             instance.amended = true;
-            instance.was_placed =
-                amend.restarts > 0 || amend.reschedules > 0 || amend.settled_attempt > 0;
+            let retried = amend.restarts > 0 || amend.reschedules > 0;
+            instance.was_placed = amend.settled_attempt > 0 || (retried && !runs_are_counted);
+            waits_anew = retried && !instance.was_placed;
             if amend.stop.is_some() {
                 self.stopping.insert(seq);
             }
         }
         self.link.uncertain.insert(seq);
-        let entry = self.submission(submission);
-        if let Some(ms) = entry.template.spec.pending_timeout_ms {
-            let at = entry.submitted_ns.saturating_add(ns(ms));
-            self.arm(at, seq);
+        if waits_anew {
+            self.wait_anew(slot);
+        } else if let Some(ms) = self.template(slot).spec.pending_timeout_ms {
+            let submitted_ns = self.submission(submission).submitted_ns;
+            self.arm(submitted_ns.saturating_add(ns(ms)), seq);
         }
     }
 

@@ -318,7 +318,23 @@ impl State {
             more.avoid = vec![node];
             more.avoiding_since_ns = None;
         }
+        self.wait_anew(slot);
         self.raise(slot, 0, ack);
+    }
+
+    /// What never came to a node and is restarted may wait for one as long again.
+    pub(crate) fn wait_anew(&mut self, slot: u32) {
+        if self.instance(slot).was_placed {
+            return;
+        }
+        let now_ns = self.now.mono_ns;
+        let timeout_ms = self.template(slot).spec.pending_timeout_ms;
+        let instance = self.instance_mut(slot);
+        instance.more().waits_anew_ns = Some(now_ns);
+        let seq = instance.seq;
+        if let Some(ms) = timeout_ms {
+            self.arm(now_ns.saturating_add(ns(ms)), seq);
+        }
     }
 
     pub(crate) fn finish(

@@ -457,9 +457,16 @@ impl State {
         instance.restarts = call.end.restarts.saturating_add(1);
         instance.reschedules = call.end.reschedules;
         instance.amended = true;
-        instance.was_placed = true;
-        instance.more().prefer = prefer;
+        let never_placed = matches!(
+            call.end.state,
+            InstanceState::Expired | InstanceState::Cancelled
+        );
+        instance.was_placed = !never_placed;
+        let more = instance.more();
+        more.prefer = prefer;
+        more.settled_attempt = if never_placed { 0 } else { call.end.attempt };
         let seq = instance.seq;
+        self.wait_anew(slot);
         let amend: AmendRow = self.amend_row(slot);
         let name = Some(Arc::clone(&call.submission.tenant));
         self.audit_about(

@@ -100,14 +100,6 @@ impl Equipment {
     }
 }
 
-/// Whether a spec asks for what no node is.
-#[must_use]
-pub fn is_impossible(spec: &Spec) -> bool {
-    spec.constraints.iter().any(
-        |constraint| matches!(constraint, ConstraintSpec::Label(label) if label.value == NOWHERE),
-    )
-}
-
 /// Whether a demand is the one that a user wrote.
 #[must_use]
 pub fn is_as_asked(demand: &Demand, asked: &DemandSpec) -> bool {

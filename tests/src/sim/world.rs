@@ -7,7 +7,7 @@
 use super::answers::Answers;
 use super::controller::{self, Controller};
 use super::describe;
-use super::equipment::{self, Equipment};
+use super::equipment::Equipment;
 use super::faults::{self, Cast, Fault};
 use super::launcher::{self, Later, Node};
 use super::net::{Arrival, ConnId, Host, MS, Net, Room, Side, Time};

@@ -563,6 +563,44 @@ fn an_ended_instance_can_be_opened_again() {
 }
 
 #[test]
+fn what_waited_in_vain_and_is_restarted_waits_as_long_again() {
+    let (mut h, [a]) = Harness::beside(["a"]);
+    let mut spec = sim();
+    spec.pending_timeout_ms = Some(5_000);
+    let wait = |h: &mut Harness| {
+        let start = h.start();
+        h.refuse(&start, Refusal::CloudFull, 5);
+        h.pass(4_500);
+        assert!(h.sent.is_empty());
+    };
+    let id = h.submit(spec, 1).instances[0];
+    wait(&mut h);
+    h.pass(1_000);
+    assert_eq!(h.state_of(id), InstanceState::Expired);
+    let (submission, _) = h.store.submissions.values().next().unwrap().clone();
+    let reopen = ReopenCall {
+        id: id.into(),
+        seq: 1,
+        spec: h.store.specs[&submission.spec].clone(),
+        submission,
+        end: h.store.ends[&1].clone(),
+        ended: vec![(InstanceState::Expired, 1)],
+        as_of: 0,
+    };
+    h.ask(admin(), Call::Reopen(Box::new(reopen))).unwrap();
+    wait(&mut h);
+    assert_eq!(h.state_of(id), InstanceState::Pending);
+    let mut restarted = h.crash();
+    restarted.connect(std::slice::from_ref(&a));
+    let ask = restarted.expect_inventory(&a);
+    restarted.inventory(&a, 0, &[], ask);
+    wait(&mut restarted);
+    assert_eq!(restarted.state_of(id), InstanceState::Pending);
+    restarted.pass(1_000);
+    assert_eq!(restarted.state_of(id), InstanceState::Expired);
+}
+
+#[test]
 fn the_submission_rate_is_limited_with_a_time_to_come_back() {
     let mut h = Harness::new();
     let create = CreateTenant {

@@ -501,10 +501,6 @@ impl World {
             return;
         }
         let id = *self.rng.choose(&known);
-        // A pending timeout is for the first attempt: it would wait for ever.
-        if equipment::is_impossible(&self.oracle.acknowledged[&id].spec) {
-            return;
-        }
         self.say(format_args!("user restarts {}", id.short()));
         self.tally.count("restart");
         let call = Call::Stop {
