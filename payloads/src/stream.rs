@@ -129,7 +129,7 @@ impl Payload for StreamOpen {
     fn check(&self) -> Result<(), Invalid> {
         match &self.request {
             StreamRequest::Exec { command } => {
-                if command.is_empty() {
+                if command.first().is_none_or(String::is_empty) {
                     return Err(Invalid::new("command", "a program and its arguments"));
                 }
                 check_len("arguments", command.len(), limits::ARGUMENTS)?;

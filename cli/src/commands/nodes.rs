@@ -54,6 +54,7 @@ pub(crate) async fn drain(mut client: Client, args: &DrainArgs) -> Outcome {
             .map_or(shown.instances, |drain| drain.remaining);
         match left {
             0 => format!("node {} is drained", shown.name),
+            1 => format!("node {} is draining: 1 instance left", shown.name),
             left => format!("node {} is draining: {left} instances left", shown.name),
         }
     })

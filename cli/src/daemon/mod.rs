@@ -120,12 +120,16 @@ pub(crate) fn controller(args: &ControllerArgs) -> Outcome {
         return Ok(OK);
     }
     if let Some(source) = &args.restore_backup {
-        store::restore_backup(&config.data_dir, &file(source)?).map_err(anyhow::Error::from)?;
+        let aside =
+            store::restore_backup(&config.data_dir, &file(source)?).map_err(anyhow::Error::from)?;
         say!(
             "the store of {} is the one of {}",
             config.data_dir.display(),
             source.display()
         );
+        if let Some(aside) = aside {
+            say!("the one that was there is kept as {}", aside.display());
+        }
         return Ok(OK);
     }
     run(&args.daemon, |shutdown| {

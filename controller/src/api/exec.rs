@@ -50,15 +50,18 @@ pub(crate) async fn exec(
     let request = StreamRequest::Exec {
         command: request.command,
     };
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    let mut opened = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
     if input.is_none() {
-        stream.finish().map_err(|end| failed(&end))?;
+        opened.stream.finish().map_err(|end| failed(&end))?;
     }
-    let incoming = match stream.next().await {
-        Incoming::End(end @ StreamEnd::Failed { .. }) => return Err(failed(&end)),
+    let incoming = match opened.stream.next().await {
+        Incoming::End(end @ StreamEnd::Failed { .. }) => {
+            return Err(opened.refused(&app, &actor, failed(&end)).await);
+        }
         // A credit, output or its end: it runs.
         incoming => incoming,
     };
+    let stream = opened.stream;
     let (pipe, answer) = pipe();
     let (pending, body) = input.unzip();
     let command = Command {

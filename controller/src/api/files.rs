@@ -75,25 +75,48 @@ async fn place_of(app: &App, actor: &Actor, target: Target, text: &str) -> Resul
     found.unwrap_or_else(|_| Err(nowhere()))
 }
 
+/// A stream, and which attempt it goes to.
+pub(super) struct Opened {
+    pub(super) stream: Stream,
+    attempt: u32,
+    /// What the record says of it already.
+    recorded: Option<Recorded>,
+}
+
+struct Recorded {
+    id: InstanceId,
+    what: String,
+}
+
+impl Opened {
+    /// Puts on record too that nothing came of it.
+    pub(super) async fn refused(self, app: &App, actor: &Actor, refused: Refused) -> Refused {
+        if let Some(recorded) = self.recorded {
+            recorded.refused(app, actor, &refused).await;
+        }
+        refused
+    }
+}
+
+impl Recorded {
+    async fn refused(self, app: &App, actor: &Actor, refused: &Refused) {
+        let call = Call::Enter {
+            id: self.id,
+            kind: "refused",
+            message: format!("{}: {}", self.what, refused.body.message),
+        };
+        // A planner that does not answer has said so to whoever asked.
+        let _unrecorded = app.ask(actor, call).await;
+    }
+}
+
 pub(super) async fn open(
     app: &App,
     actor: &Actor,
     text: &str,
     tenant: Option<&str>,
     request: StreamRequest,
-) -> Result<Stream, Refused> {
-    let opened = open_to_attempt(app, actor, text, tenant, request).await?;
-    Ok(opened.0)
-}
-
-/// The same, and which attempt it goes to.
-async fn open_to_attempt(
-    app: &App,
-    actor: &Actor,
-    text: &str,
-    tenant: Option<&str>,
-    request: StreamRequest,
-) -> Result<(Stream, u32), Refused> {
+) -> Result<Opened, Refused> {
     let checked = StreamOpen {
         owner: OwnerId::default(),
         instance: InstanceId::default(),
@@ -103,15 +126,31 @@ async fn open_to_attempt(
     checked.check().map_err(invalid)?;
     let target = app.find(actor, text, tenant).await?;
     let Place { id, node, attempt } = place_of(app, actor, target, text).await?;
+    let mut recorded = None;
     if let Some((kind, message)) = entry(&checked.request) {
+        let what = format!("{kind} {message}");
         // On record before it happens.
         app.ask(actor, Call::Enter { id, kind, message }).await?;
+        recorded = Some(Recorded { id, what });
     }
-    app.streams
+    let streams = &app.streams;
+    match streams
         .open(actor.scope(), &node, id, checked.request)
         .await
-        .map(|stream| (stream, attempt))
-        .map_err(|end| failed(&end))
+    {
+        Ok(stream) => Ok(Opened {
+            stream,
+            attempt,
+            recorded,
+        }),
+        Err(end) => {
+            let refused = failed(&end);
+            if let Some(recorded) = recorded {
+                recorded.refused(app, actor, &refused).await;
+            }
+            Err(refused)
+        }
+    }
 }
 
 /// What the record says of a stream: who looks into an instance or changes it. Arguments are left
@@ -179,8 +218,12 @@ pub(crate) async fn get_file(
     Query(query): Query<FileQuery>,
 ) -> Result<Response, Refused> {
     let request = StreamRequest::CopyOut { path: query.path };
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
-    let mut incoming = first(&mut stream).await?;
+    let mut opened = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    let mut incoming = match first(&mut opened.stream).await {
+        Ok(incoming) => incoming,
+        Err(refused) => return Err(opened.refused(&app, &actor, refused).await),
+    };
+    let mut stream = opened.stream;
     let (pipe, body) = pipe();
     tokio::spawn(async move {
         let mut total = 0;
@@ -240,6 +283,20 @@ async fn send_body(stream: &mut Stream, channel: Channel, mut body: Body) -> Res
     Ok(total)
 }
 
+/// The same to the stream's own end, which is not a failure.
+async fn send_whole(
+    stream: &mut Stream,
+    channel: Channel,
+    body: Body,
+) -> Result<(u64, StreamEnd), Refused> {
+    let sent = send_body(stream, channel, body).await?;
+    stream.finish().map_err(|end| failed(&end))?;
+    match stream.end().await {
+        end @ StreamEnd::Complete { .. } => Ok((sent, end)),
+        end @ StreamEnd::Failed { .. } => Err(failed(&end)),
+    }
+}
+
 /// Writes a file into the instance's directory.
 #[utoipa::path(put, path = "/v1/instances/{id}/files", tag = "streams",
     params(("id" = String, Path), PutFileQuery,
@@ -270,15 +327,13 @@ pub(crate) async fn put_file(
         input: query.input.unwrap_or(false),
     };
     let tenant = query.tenant.as_deref();
-    let (mut stream, attempt) = open_to_attempt(&app, &actor, &text, tenant, copy).await?;
-    let sent = send_body(&mut stream, Channel::File, body).await?;
-    stream.finish().map_err(|end| failed(&end))?;
-    let end = stream.end().await;
-    if let StreamEnd::Failed { .. } = end {
-        return Err(failed(&end));
-    }
+    let mut opened = open(&app, &actor, &text, tenant, copy).await?;
+    let (sent, end) = match send_whole(&mut opened.stream, Channel::File, body).await {
+        Ok(sent) => sent,
+        Err(refused) => return Err(opened.refused(&app, &actor, refused).await),
+    };
     let written = FileEnd {
-        attempt: Some(attempt),
+        attempt: Some(opened.attempt),
         ..file_end(sent, &end)
     };
     if let Some(expected) = expected
@@ -310,13 +365,9 @@ pub(crate) async fn stdin(
     request: Request,
 ) -> Result<Response, Refused> {
     let stdin = StreamRequest::Stdin;
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), stdin).await?;
-    send_body(&mut stream, Channel::Stdin, request.into_body()).await?;
-    stream.finish().map_err(|end| failed(&end))?;
-    match stream.end().await {
-        StreamEnd::Complete { .. } => Ok(nothing()),
-        end @ StreamEnd::Failed { .. } => Err(failed(&end)),
-    }
+    let mut opened = open(&app, &actor, &text, query.tenant.as_deref(), stdin).await?;
+    send_whole(&mut opened.stream, Channel::Stdin, request.into_body()).await?;
+    Ok(nothing())
 }
 
 /// Lists files of the instance's directory.
@@ -333,7 +384,9 @@ pub(crate) async fn listing(
     let request = StreamRequest::List {
         pattern: query.pattern.unwrap_or_else(|| "*".to_owned()),
     };
-    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
+    let mut stream = open(&app, &actor, &text, query.tenant.as_deref(), request)
+        .await?
+        .stream;
     let mut listed = Vec::new();
     loop {
         match stream.next().await {

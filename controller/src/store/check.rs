@@ -6,7 +6,7 @@ use crate::shell::unix_ms;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Pages copied at a time by an online backup: the writer waits for one such step at most.
@@ -46,6 +46,8 @@ pub(crate) fn copy(from: &Connection, to: &Path) -> Result<(), StoreError> {
     backup.run_to_completion(BACKUP_PAGES, Duration::ZERO, None)?;
     drop(backup);
     drop(snapshot);
+    // One file, whole by itself: without a log beside it.
+    target.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
     target
         .close()
         .map_err(|(_, error)| StoreError::from(error))?;
@@ -115,13 +117,13 @@ pub fn backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
     check_file(file)
 }
 
-/// Puts a backup in the place of a data directory's database, which is moved aside. The
-/// controller must not run; at its next session it raises its epoch above all that launchers
+/// Puts a backup in the place of a data directory's database, which is moved aside: gives where to, if
+/// there was one. The controller must not run; at its next session it raises its epoch above all that launchers
 /// report, and quarantines what the backup does not know.
 ///
 /// # Errors
 /// If the backup is damaged, or the directory is in use or can't be written.
-pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
+pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<Option<PathBuf>, StoreError> {
     check_file(file)?;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -154,12 +156,13 @@ pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
     sync(&fresh)?;
     let aside = (1_u32..)
         .map(|n| data_dir.join(format!("controller.db.replaced-{n}")))
-        .find(|aside| !aside.exists());
+        .find(|aside| !aside.exists())
+        .filter(|_| path.exists());
     for ending in ["", "-wal", "-shm"] {
         let with = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
             name.push(ending);
-            std::path::PathBuf::from(name)
+            PathBuf::from(name)
         };
         let old = with(&path);
         if let (true, Some(aside)) = (old.exists(), &aside) {
@@ -167,5 +170,6 @@ pub fn restore_backup(data_dir: &Path, file: &Path) -> Result<(), StoreError> {
         }
     }
     std::fs::rename(&fresh, &path).map_err(io(path.display().to_string()))?;
-    sync(data_dir)
+    sync(data_dir)?;
+    Ok(aside)
 }

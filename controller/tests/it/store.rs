@@ -327,7 +327,13 @@ fn a_backup_is_made_while_it_runs_and_put_back() {
     let held = restore_backup(dir.path(), &file).unwrap_err();
     assert!(matches!(held, StoreError::Locked { .. }));
     drop(store);
-    restore_backup(dir.path(), &file).unwrap();
+    assert_eq!(
+        std::fs::read_dir(file.parent().unwrap()).unwrap().count(),
+        1,
+        "one file"
+    );
+    let aside = restore_backup(dir.path(), &file).unwrap().unwrap();
+    assert!(aside.exists());
     let (_store, found) = open(dir.path());
     assert_eq!(found.submissions.len(), 1);
     assert!(

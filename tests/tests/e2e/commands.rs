@@ -25,6 +25,34 @@ fn a_refusal_is_told_while_a_large_file_is_sent() {
     }
 }
 
+/// Who reads the record must not take what was tried for what was done.
+#[test]
+fn the_record_says_what_was_refused() {
+    let cluster = Cluster::start("record", 1);
+    let id = cluster.must(&["run", "--detach", "--", "sleep", "1000"]);
+    let into = cluster.scratch("shadow").display().to_string();
+    for (from, to) in [
+        (format!("{}:/etc/shadow", id.trim()), into.clone()),
+        (into.clone(), format!("{}:../../esc", id.trim())),
+    ] {
+        if to != into {
+            std::fs::write(&into, "x").expect("a file");
+        }
+        let (code, said) = refusal(&cluster.run(&["cp", &from, &to]));
+        assert!(matches!(code, Some(2 | 121)), "{said}");
+    }
+    let events = cluster.json(&["list", "events", "--kind", "refused"]);
+    let said: Vec<&str> = events["events"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|event| event["message"].as_str())
+        .collect();
+    let begins = |what: &str| said.iter().any(|said| said.starts_with(what));
+    assert!(begins("file_read /etc/shadow: "), "{said:?}");
+    assert!(begins("file_written ../../esc: "), "{said:?}");
+}
+
 /// As a shell would see it of `cat`, but without half a file.
 #[test]
 fn an_interrupted_copy_leaves_nothing_behind() {
