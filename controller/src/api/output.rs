@@ -118,6 +118,15 @@ async fn whereabouts(
         let what = format!("there is no attempt {attempt}: the last is {last}");
         return Err(Refused::new(ErrorCode::NotFound, what));
     }
+    let _place = app.place_for_list(actor)?;
+    nodes.extend(nodes_on_record(app, id).await?);
+    let mut seen = FxHashSet::default();
+    nodes.retain(|node| seen.insert(Arc::clone(node)));
+    Ok(Past { attempt, nodes })
+}
+
+/// The nodes that an instance's record names, the latest first.
+async fn nodes_on_record(app: &App, id: InstanceId) -> Result<Vec<Arc<str>>, Refused> {
     let filter = EventFilter {
         tenant: None,
         instance: Some(id),
@@ -126,16 +135,11 @@ async fn whereabouts(
         before: None,
         limit: EVENTS,
     };
-    let _place = app.place_for_list(actor)?;
     let events = app.read(move |reader| reader.events(&filter)).await?;
-    nodes.extend(
-        events
-            .into_iter()
-            .filter_map(|event| event.node.map(Arc::from)),
-    );
     let mut seen = FxHashSet::default();
-    nodes.retain(|node| seen.insert(Arc::clone(node)));
-    Ok(Past { attempt, nodes })
+    let nodes = events.into_iter().filter_map(|event| event.node);
+    let nodes = nodes.map(Arc::<str>::from);
+    Ok(nodes.filter(|node| seen.insert(Arc::clone(node))).collect())
 }
 
 struct Output<'a> {
@@ -193,9 +197,7 @@ impl Output<'_> {
             let located = match self.app.ask(self.actor, Call::Locate(self.id)).await {
                 Ok(Reply::Located(located)) => located,
                 Ok(_) => {
-                    if done == 0 {
-                        self.past_of_store().await?;
-                    }
+                    self.past_of_store(done).await?;
                     return self.finish().await;
                 }
                 Err(refused) => {
@@ -208,8 +210,7 @@ impl Output<'_> {
                 follow && *attempt > done && (done > 0 || located.node.is_none())
             });
             if let Some((attempt, node)) = passed {
-                self.past(Some(node), attempt).await?;
-                (self.problem, self.tries) = (None, 0);
+                self.missed(done, attempt, Some(node)).await?;
                 done = attempt;
                 continue;
             }
@@ -393,12 +394,37 @@ impl Output<'_> {
         matches!(self.problem, Some((StreamFailure::NotFound, _)))
     }
 
-    async fn past_of_store(&mut self) -> Result<(), HungUp> {
+    /// The attempts after the one that was followed, up to this one: they came and went meanwhile.
+    async fn missed(&mut self, done: u32, last: u32, node: Option<Arc<str>>) -> Result<(), HungUp> {
+        if done > 0 && last > done + 1 {
+            let nodes = nodes_on_record(self.app, self.id).await.unwrap_or_default();
+            for attempt in done + 1..last {
+                for node in &nodes {
+                    (self.problem, self.tries) = (None, 0);
+                    self.past(Some(Arc::clone(node)), attempt).await?;
+                    if self.problem.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        (self.problem, self.tries) = (None, 0);
+        self.past(node, last).await?;
+        (self.problem, self.tries) = (None, 0);
+        Ok(())
+    }
+
+    /// What is kept of an instance that has ended, behind the attempt that was followed.
+    async fn past_of_store(&mut self, done: u32) -> Result<(), HungUp> {
         let id = self.id;
         let found = self.app.read(move |reader| reader.ended_by_id(id)).await;
         match found {
-            Ok(Some(ended)) if own(self.actor, &ended) => {
-                self.past(ended.end.node, ended.end.attempt).await?
+            Ok(Some(ended)) if own(self.actor, &ended) && ended.end.attempt > done => {
+                let (node, last) = (ended.end.node, ended.end.attempt);
+                if done > 0 {
+                    return self.missed(done, last, node).await;
+                }
+                self.past(node, last).await?;
             }
             _ => {}
         }
