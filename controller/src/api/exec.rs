@@ -56,7 +56,7 @@ pub(crate) async fn exec(
     }
     let incoming = match opened.stream.next().await {
         Incoming::End(end @ StreamEnd::Failed { .. }) => {
-            return Err(opened.refused(&app, &actor, failed(&end)).await);
+            return Err(opened.recorded.refused(&app, &actor, failed(&end)).await);
         }
         // A credit, output or its end: it runs.
         incoming => incoming,

@@ -79,34 +79,22 @@ async fn place_of(app: &App, actor: &Actor, target: Target, text: &str) -> Resul
 pub(super) struct Opened {
     pub(super) stream: Stream,
     attempt: u32,
-    /// What the record says of it already.
-    recorded: Option<Recorded>,
+    pub(super) recorded: Recorded,
 }
 
-struct Recorded {
-    id: InstanceId,
-    what: String,
-}
-
-impl Opened {
-    /// Puts on record too that nothing came of it.
-    pub(super) async fn refused(self, app: &App, actor: &Actor, refused: Refused) -> Refused {
-        if let Some(recorded) = self.recorded {
-            recorded.refused(app, actor, &refused).await;
-        }
-        refused
-    }
-}
+/// What the record says of a stream already, if it says anything.
+pub(super) struct Recorded(Option<(InstanceId, String)>);
 
 impl Recorded {
-    async fn refused(self, app: &App, actor: &Actor, refused: &Refused) {
-        let call = Call::Enter {
-            id: self.id,
-            kind: "refused",
-            message: format!("{}: {}", self.what, refused.body.message),
-        };
-        // A planner that does not answer has said so to whoever asked.
-        let _unrecorded = app.ask(actor, call).await;
+    /// Puts on record too that nothing came of it.
+    pub(super) async fn refused(self, app: &App, actor: &Actor, refused: Refused) -> Refused {
+        if let Some((id, what)) = self.0 {
+            let message = format!("{what}: {}", refused.body.message);
+            let kind = "refused";
+            // A planner that does not answer has said so to whoever asked.
+            let _unrecorded = app.ask(actor, Call::Enter { id, kind, message }).await;
+        }
+        refused
     }
 }
 
@@ -126,12 +114,12 @@ pub(super) async fn open(
     checked.check().map_err(invalid)?;
     let target = app.find(actor, text, tenant).await?;
     let Place { id, node, attempt } = place_of(app, actor, target, text).await?;
-    let mut recorded = None;
+    let mut recorded = Recorded(None);
     if let Some((kind, message)) = entry(&checked.request) {
         let what = format!("{kind} {message}");
         // On record before it happens.
         app.ask(actor, Call::Enter { id, kind, message }).await?;
-        recorded = Some(Recorded { id, what });
+        recorded = Recorded(Some((id, what)));
     }
     let streams = &app.streams;
     match streams
@@ -143,13 +131,7 @@ pub(super) async fn open(
             attempt,
             recorded,
         }),
-        Err(end) => {
-            let refused = failed(&end);
-            if let Some(recorded) = recorded {
-                recorded.refused(app, actor, &refused).await;
-            }
-            Err(refused)
-        }
+        Err(end) => Err(recorded.refused(app, actor, failed(&end)).await),
     }
 }
 
@@ -221,7 +203,7 @@ pub(crate) async fn get_file(
     let mut opened = open(&app, &actor, &text, query.tenant.as_deref(), request).await?;
     let mut incoming = match first(&mut opened.stream).await {
         Ok(incoming) => incoming,
-        Err(refused) => return Err(opened.refused(&app, &actor, refused).await),
+        Err(refused) => return Err(opened.recorded.refused(&app, &actor, refused).await),
     };
     let mut stream = opened.stream;
     let (pipe, body) = pipe();
@@ -330,7 +312,7 @@ pub(crate) async fn put_file(
     let mut opened = open(&app, &actor, &text, tenant, copy).await?;
     let (sent, end) = match send_whole(&mut opened.stream, Channel::File, body).await {
         Ok(sent) => sent,
-        Err(refused) => return Err(opened.refused(&app, &actor, refused).await),
+        Err(refused) => return Err(opened.recorded.refused(&app, &actor, refused).await),
     };
     let written = FileEnd {
         attempt: Some(opened.attempt),

@@ -102,7 +102,7 @@ async fn whereabouts(
         return Err(invalid("the log of one attempt is not followed"));
     }
     let id = target.id();
-    let (last, mut nodes) = match app.ask(actor, Call::Locate(id)).await? {
+    let (last, nodes) = match app.ask(actor, Call::Locate(id)).await? {
         Reply::Located(located) => {
             let previous = located.previous.map(|(_, node)| node);
             let nodes = located.node.into_iter().chain(previous);
@@ -119,14 +119,16 @@ async fn whereabouts(
         return Err(Refused::new(ErrorCode::NotFound, what));
     }
     let _place = app.place_for_list(actor)?;
-    nodes.extend(nodes_on_record(app, id).await?);
-    let mut seen = FxHashSet::default();
-    nodes.retain(|node| seen.insert(Arc::clone(node)));
+    let nodes = nodes_on_record(app, id, nodes).await?;
     Ok(Past { attempt, nodes })
 }
 
-/// The nodes that an instance's record names, the latest first.
-async fn nodes_on_record(app: &App, id: InstanceId) -> Result<Vec<Arc<str>>, Refused> {
+/// These nodes, and behind them those that an instance's record names, the latest first.
+async fn nodes_on_record(
+    app: &App,
+    id: InstanceId,
+    mut nodes: Vec<Arc<str>>,
+) -> Result<Vec<Arc<str>>, Refused> {
     let filter = EventFilter {
         tenant: None,
         instance: Some(id),
@@ -136,10 +138,11 @@ async fn nodes_on_record(app: &App, id: InstanceId) -> Result<Vec<Arc<str>>, Ref
         limit: EVENTS,
     };
     let events = app.read(move |reader| reader.events(&filter)).await?;
+    let named = events.into_iter().filter_map(|event| event.node);
+    nodes.extend(named.map(Arc::from));
     let mut seen = FxHashSet::default();
-    let nodes = events.into_iter().filter_map(|event| event.node);
-    let nodes = nodes.map(Arc::<str>::from);
-    Ok(nodes.filter(|node| seen.insert(Arc::clone(node))).collect())
+    nodes.retain(|node| seen.insert(Arc::clone(node)));
+    Ok(nodes)
 }
 
 struct Output<'a> {
@@ -210,7 +213,9 @@ impl Output<'_> {
                 follow && *attempt > done && (done > 0 || located.node.is_none())
             });
             if let Some((attempt, node)) = passed {
-                self.missed(done, attempt, Some(node)).await?;
+                self.missed(done, attempt).await?;
+                self.past(Some(node), attempt).await?;
+                (self.problem, self.tries) = (None, 0);
                 done = attempt;
                 continue;
             }
@@ -242,15 +247,19 @@ impl Output<'_> {
         }
     }
 
-    /// The kept log of one attempt, from the first node that has it.
     async fn run_past(&mut self, past: &Past) -> Result<(), HungUp> {
-        let attempt = past.attempt;
+        self.past_anywhere(past.attempt, &past.nodes).await?;
+        self.finish().await
+    }
+
+    /// The kept log of one attempt, from the first node that has it; or why there is none.
+    async fn past_anywhere(&mut self, attempt: u32, nodes: &[Arc<str>]) -> Result<(), HungUp> {
         let mut problem = None;
-        for node in &past.nodes {
+        for node in nodes {
             self.tries = 0;
             self.past(Some(Arc::clone(node)), attempt).await?;
             if self.problem.is_none() || !self.sent.is_nothing() {
-                return self.finish().await;
+                return Ok(());
             }
             if !self.is_forgotten() {
                 problem = self.problem.take();
@@ -261,7 +270,7 @@ impl Output<'_> {
             let what = format!("attempt {attempt} has no log: {why}");
             Some((StreamFailure::NotFound, what))
         });
-        self.finish().await
+        Ok(())
     }
 
     /// Waits for a change of the instance; says that it is alive meanwhile.
@@ -394,22 +403,18 @@ impl Output<'_> {
         matches!(self.problem, Some((StreamFailure::NotFound, _)))
     }
 
-    /// The attempts after the one that was followed, up to this one: they came and went meanwhile.
-    async fn missed(&mut self, done: u32, last: u32, node: Option<Arc<str>>) -> Result<(), HungUp> {
-        if done > 0 && last > done + 1 {
-            let nodes = nodes_on_record(self.app, self.id).await.unwrap_or_default();
-            for attempt in done + 1..last {
-                for node in &nodes {
-                    (self.problem, self.tries) = (None, 0);
-                    self.past(Some(Arc::clone(node)), attempt).await?;
-                    if self.problem.is_none() {
-                        break;
-                    }
-                }
+    /// What came and went between the attempt that was followed last, if any was, and this one.
+    async fn missed(&mut self, done: u32, before: u32) -> Result<(), HungUp> {
+        if done == 0 {
+            return Ok(());
+        }
+        if before > done + 1 {
+            let nodes = nodes_on_record(self.app, self.id, Vec::new()).await;
+            let nodes = nodes.unwrap_or_default();
+            for attempt in done + 1..before {
+                self.past_anywhere(attempt, &nodes).await?;
             }
         }
-        (self.problem, self.tries) = (None, 0);
-        self.past(node, last).await?;
         (self.problem, self.tries) = (None, 0);
         Ok(())
     }
@@ -421,9 +426,7 @@ impl Output<'_> {
         match found {
             Ok(Some(ended)) if own(self.actor, &ended) && ended.end.attempt > done => {
                 let (node, last) = (ended.end.node, ended.end.attempt);
-                if done > 0 {
-                    return self.missed(done, last, node).await;
-                }
+                self.missed(done, last).await?;
                 self.past(node, last).await?;
             }
             _ => {}

@@ -37,10 +37,10 @@ impl State {
                 seq,
                 node,
                 as_of,
-            } => match self.change_ended(seq, as_of) {
-                Ok(()) => return self.forget(token, actor, id, tenant, seq, node),
-                Err(refused) => Err(refused),
-            },
+            } => self.change_ended(seq, as_of).map(|()| {
+                self.forget(token, actor, id, tenant, seq, node);
+                None
+            }),
             Call::Reopen(call) => self.reopen(token, actor, *call),
             Call::Explain {
                 runtime,
