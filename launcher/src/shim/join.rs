@@ -119,9 +119,7 @@ impl Instance {
         // Only now: as long as this can be read its number is nobody else's.
         let mut text = String::new();
         stat.read_to_string(&mut text).ok()?;
-        // Behind the name, which may hold anything, the first field is the third.
-        let (_, fields) = text.rsplit_once(')')?;
-        let started_ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+        let started_ticks: u64 = sys::stat_field(&text, 22)?;
         (started_ticks.saturating_mul(TICK_NS) <= since.0).then_some(Self { stat, end })
     }
 }

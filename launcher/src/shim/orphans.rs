@@ -81,9 +81,7 @@ fn children_by_parent() -> io::Result<Vec<Pid>> {
 
 fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything: state, parent.
-    let (_, fields) = stat.rsplit_once(')')?;
-    parse_pid(fields.split_whitespace().nth(1)?)
+    Pid::from_raw(super::sys::stat_field(&stat, 4)?)
 }
 
 fn parse_pid(text: &str) -> Option<Pid> {

@@ -384,6 +384,14 @@ pub(crate) fn reap() -> Option<Reaped> {
     })
 }
 
+/// A field of `/proc/PID/stat`, numbered as proc(5) does; none of the first two, since the name may hold
+/// anything.
+pub(crate) fn stat_field<T: std::str::FromStr>(stat: &str, number: usize) -> Option<T> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let field = behind_name.split_whitespace().nth(number.checked_sub(3)?)?;
+    field.parse().ok()
+}
+
 /// `RLIMIT_NOFILE`, how many descriptors may be open.
 #[derive(Clone, Copy)]
 pub(crate) struct FilesLimit(libc::rlimit);

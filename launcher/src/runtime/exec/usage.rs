@@ -3,6 +3,7 @@
 use super::attempts::{Attempts, Running};
 use crate::cgroup;
 use crate::moment::Moment;
+use crate::shim::sys::stat_field;
 use pronto_payloads::instance::{InstanceUsage, Usage};
 use pronto_payloads::place::AttemptId;
 use std::fs;
@@ -67,15 +68,7 @@ fn process_io(pid: i32) -> (u64, u64) {
 /// Without a control group: the main process alone.
 fn process_usage(pid: i32, read_bytes: u64, written_bytes: u64) -> Usage {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());
-    let number = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|field| field.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
+    let number = |field| stat_field::<u64>(&stat, field).unwrap_or(0);
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mib = |key: &str| {
         let kib = status.lines().find_map(|line| {
@@ -89,11 +82,11 @@ fn process_usage(pid: i32, read_bytes: u64, written_bytes: u64) -> Usage {
     };
     // Ticks are hundredths of a second on every architecture that we build for.
     Usage {
-        cpu_ms: (number(11) + number(12)) * 10,
+        cpu_ms: (number(14) + number(15)) * 10,
         memory_mib: mib("VmRSS"),
         memory_peak_mib: mib("VmHWM"),
         read_bytes,
         written_bytes,
-        pids: u32::try_from(number(17)).unwrap_or(0),
+        pids: u32::try_from(number(20)).unwrap_or(0),
     }
 }
